@@ -1,0 +1,139 @@
+"""The main job: plan, count what is missing, reduce."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+
+from orchestrator.cluster import ActorPool, Capacity, cluster
+from orchestrator.dispatch import Counted, Died, Event, Failed, Outcome, Policy, dispatch
+from orchestrator.errors import RunError, WorkersError
+from orchestrator.plan import Plan, difference, resolve
+from orchestrator.progress import Meter, meter
+from orchestrator.reduce import Reduced, View, check_against, counted_shards, published, read_plan, reduce_run
+from orchestrator.spec import Resources, Spec
+from workers import layout
+from workers.store import Store, open_store
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Certification:
+    """What a call of ``certify_run`` did.
+
+    Attributes:
+        run: where the run is.
+        counted: shards counted by this call.
+        given_up: shard to the reason it was given up in this call.
+        reduced: certificates and curves.
+        already_complete: nothing was left to do.
+    """
+
+    run: str
+    counted: int
+    given_up: dict[int, str]
+    reduced: Reduced
+    already_complete: bool
+
+    @property
+    def complete(self) -> bool:
+        """Every image has votes."""
+        summary = self.reduced.summary
+        return summary.missing == 0 and summary.failed == 0
+
+
+def certify_run(spec: Spec) -> Certification:
+    """Bring the run a spec describes to completion, from wherever it stands.
+
+    On the Ray cluster at $RAY_ADDRESS, or one embedded in this process.
+
+    Args:
+        spec: what to certify, and where the run is kept.
+
+    Raises:
+        SpecError: the spec cannot be carried out.
+        RunError: another run is kept there, or it is damaged.
+        WorkersError: workers do not start, or fail at everything. What was counted is kept.
+    """
+    store = open_store(spec.store.run)
+    plan = resolve(spec).plan
+    view = View.of(spec)
+    check_against(plan, view)
+    plan = _settle(store, plan)
+
+    done = set(counted_shards(store, plan))
+    pending = [shard for shard in range(plan.shards) if shard not in done]
+    last = published(store) if not pending else None
+    if last is not None and last.view == view:
+        return Certification(store.uri, 0, {}, last, already_complete=True)
+
+    outcome = Outcome()
+    if pending:
+        outcome = _count(store, plan, spec.resources, pending)
+    with meter("reducing", len(done) + len(outcome.counted), "shards") as progress:
+        reduced = reduce_run(store, plan, view, progress.advance)
+    return Certification(store.uri, len(outcome.counted), outcome.given_up, reduced, already_complete=False)
+
+
+def workers_for(resources: Resources, capacity: Capacity) -> tuple[int, float]:
+    """Actors to keep alive and GPUs for each.
+
+    Raises:
+        WorkersError: GPUs asked for where there are none.
+    """
+    gpus = resources.gpus_per_actor if resources.gpus_per_actor != "auto" else float(capacity.gpus > 0)
+    if gpus > 0 and capacity.gpus == 0:
+        raise WorkersError("resources.gpus_per_actor asks for a GPU and the cluster has none: set it to 0 or auto")
+    if resources.actors != "auto":
+        return resources.actors, gpus
+    fitting = capacity.gpus / gpus if gpus > 0 else capacity.cpus / resources.threads_per_actor
+    return max(1, int(fitting)), gpus
+
+
+def _settle(store: Store, plan: Plan) -> Plan:
+    """Write the plan of a new run, or check that the run there is the same. Returns the plan to carry out."""
+    if store.create(layout.PLAN, plan.to_json()):
+        return plan
+    stored = read_plan(store)
+    changed = difference(stored, plan)
+    if changed:
+        raise RunError(
+            f"{store.uri} holds another run; use another --run, or make the spec agree:\n  " + "\n  ".join(changed)
+        )
+    return plan
+
+
+def _count(store: Store, plan: Plan, resources: Resources, pending: list[int]) -> Outcome:
+    cpus = None if resources.actors == "auto" else resources.actors * resources.threads_per_actor
+    with cluster(cpus) as capacity:
+        actors, gpus = workers_for(resources, capacity)
+        pool = ActorPool(plan.job(store.uri), cpus=resources.threads_per_actor, gpus=gpus)
+        images = sum(plan.shard_images(shard) for shard in pending)
+        try:
+            with meter("counting", images, "images") as progress:
+                policy = Policy(workers=actors, max_attempts=resources.max_attempts)
+                outcome = dispatch(pending, pool, policy, lambda event: _tell(store, event, progress))
+        finally:
+            pool.close()
+    for shard, reason in outcome.given_up.items():
+        record = {"shard": shard, "attempts": resources.max_attempts, "reason": reason}
+        store.replace(layout.failed(shard), json.dumps(record).encode())
+    return outcome
+
+
+def _tell(store: Store, event: Event, progress: Meter) -> None:
+    match event:
+        case Counted():
+            store.delete(layout.failed(event.shard))
+            progress.advance(event.images)
+            if event.failed:
+                progress.note(f"shard {event.shard}: {event.failed} of {event.images} images could not be counted")
+            log.debug("%s", event)
+        case Failed():
+            progress.note(f"shard {event.shard} failed on worker {event.worker}: {event.reason}")
+        case Died():
+            progress.note(f"worker {event.worker} died and is replaced: {event.reason}")
+        case _:
+            log.debug("%s", event)

@@ -1,0 +1,196 @@
+"""Ray: the embedded or given cluster, its counting actors, its training runs. The only module here that imports ray."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Ray reads these once, when it is imported.
+os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+if not any(name in os.environ for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+    # The embedded cluster gets a token of its own. Left alone, Ray writes one under the home folder, which every later
+    # cluster of this user then insists on.
+    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+
+import ray
+import ray.exceptions
+import ray.train
+import ray.util.queue
+from ray.train.torch import TorchTrainer
+
+from orchestrator.dispatch import Counted, Died, Event, Failed, Started
+from orchestrator.errors import TrainingError, WorkersError
+from workers.counting import CountJob
+from workers.ray_entry import CountingActor, Receipt, train_loop
+from workers.training import STATE, Epoch, TrainJob
+
+#: An allocator that keeps its memory: activations are not mapped afresh for every batch.
+_ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**29)}
+
+#: Workers exchange shard numbers and receipts only.
+_OBJECT_STORE_BYTES = 128 * 2**20
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What the cluster has.
+
+    Attributes:
+        cpus: logical CPUs.
+        gpus: GPUs.
+    """
+
+    cpus: int
+    gpus: int
+
+
+@contextmanager
+def cluster(cpus: int | None = None) -> Iterator[Capacity]:
+    """A Ray cluster for the time of the block: the one at $RAY_ADDRESS, else one embedded in this process.
+
+    An embedded one offers at least ``cpus`` CPUs to schedule on, however many the machine has.
+
+    Raises:
+        WorkersError: no cluster at that address, or none can be started.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    embedded: dict[str, Any] = {
+        "num_cpus": max(os.cpu_count() or 1, cpus or 1),
+        "include_dashboard": False,
+        "object_store_memory": _OBJECT_STORE_BYTES,
+    }
+    try:
+        # "local" says it: a stale address file must not turn an embedded cluster into a connection.
+        ray.init(address or "local", log_to_driver=False, logging_level="error", **({} if address else embedded))
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
+        place = f"at {address} (--address or $RAY_ADDRESS)" if address else "can be started on this machine"
+        raise WorkersError(f"no Ray cluster {place}: {_last_line(str(error))}") from error
+    try:
+        resources = ray.cluster_resources()
+        yield Capacity(cpus=int(resources.get("CPU", 0)), gpus=int(resources.get("GPU", 0)))
+    finally:
+        ray.shutdown()
+
+
+class ActorPool:
+    """``dispatch.Pool`` of counting actors."""
+
+    def __init__(self, job: CountJob, *, cpus: float, gpus: float) -> None:
+        self._job = job
+        self._actor_class: Any = ray.remote(CountingActor).options(
+            num_cpus=cpus, num_gpus=gpus, max_restarts=0, runtime_env={"env_vars": _ALLOCATOR}
+        )
+        self._actors: dict[int, Any] = {}
+        self._waiting: dict[Any, tuple[int, int | None]] = {}
+        self._started = 0
+
+    def start(self) -> int:
+        worker = self._started
+        self._started += 1
+        self._actors[worker] = self._actor_class.remote(self._job)
+        self._waiting[self._actors[worker].ready.remote()] = (worker, None)
+        return worker
+
+    def submit(self, worker: int, shard: int) -> None:
+        self._waiting[self._actors[worker].count.remote(shard)] = (worker, shard)
+
+    def events(self, timeout_s: float) -> list[Event]:
+        refs = list(self._waiting)
+        done, _ = ray.wait(refs, num_returns=1, timeout=timeout_s)
+        if done:
+            done, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
+        found = (self._event(ref, *self._waiting.pop(ref)) for ref in done)
+        return [event for event in found if event is not None]
+
+    def close(self) -> None:
+        """End every actor at once. A commit is atomic, so nothing is left half done."""
+        for actor in self._actors.values():
+            ray.kill(actor)
+        self._actors.clear()
+
+    def _event(self, ref: Any, worker: int, shard: int | None) -> Event | None:
+        try:
+            receipt: Receipt | None = ray.get(ref)
+        except ray.exceptions.RayActorError as error:
+            # Every call in the dead actor's queue says so; the first one is the news.
+            return Died(worker, _last_line(str(error))) if self._actors.pop(worker, None) is not None else None
+        except ray.exceptions.RayTaskError as error:
+            return Failed(worker, -1 if shard is None else shard, _last_line(str(error.cause or error)))
+        if receipt is None:
+            return Started(worker)
+        return Counted(worker, receipt.shard, receipt.images, receipt.failed, receipt.passes, receipt.first)
+
+
+def fit(
+    job: TrainJob, *, name: str, storage: Path, gpu: bool, observe: Callable[[Epoch], None]
+) -> tuple[Path, Epoch]:
+    """Train under Ray Train, going on after the newest checkpoint of the run of that name.
+
+    Args:
+        job: what to train.
+        name: the run's name; the same name and storage continue the same run.
+        storage: folder for checkpoints.
+        gpu: one GPU per worker.
+        observe: told of every epoch as it ends.
+
+    Returns:
+        The file holding the newest checkpoint, and its epoch.
+
+    Raises:
+        TrainingError: training failed for good.
+    """
+    epochs = ray.util.queue.Queue(actor_options={"num_cpus": 0})
+    trainer = TorchTrainer(
+        train_loop,
+        train_loop_config={"job": job, "epochs": epochs},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=job.training.workers,
+            use_gpu=gpu,
+            resources_per_worker={"CPU": job.threads, **({"GPU": 1} if gpu else {})},
+        ),
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=str(storage),
+            failure_config=ray.train.FailureConfig(max_failures=3),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            worker_runtime_env={"env_vars": _ALLOCATOR},
+        ),
+    )
+    stop = threading.Event()
+    listener = threading.Thread(target=_listen, args=(epochs, stop, observe), daemon=True)
+    listener.start()
+    try:
+        result = trainer.fit()
+    except Exception as error:  # Ray Train wraps whatever a worker raised in types of its own
+        raise TrainingError(f"training failed: {_last_line(str(error))}") from error
+    finally:
+        stop.set()
+        listener.join()
+    if result.error is not None or result.checkpoint is None or result.metrics is None:
+        raise TrainingError(f"training failed: {_last_line(str(result.error))}")
+    metrics = result.metrics
+    return Path(result.checkpoint.path) / STATE, Epoch(int(metrics["epoch"]), float(metrics["loss"]))
+
+
+def _listen(epochs: ray.util.queue.Queue, stop: threading.Event, observe: Callable[[Epoch], None]) -> None:
+    """Pass epochs on as they end, and what is left when training has."""
+    while True:
+        stopping = stop.is_set()
+        for epoch in epochs.get_nowait_batch(epochs.qsize()):
+            observe(epoch)
+        if stopping:
+            return
+        stop.wait(0.5)
+
+
+def _last_line(text: str) -> str:
+    """The cause, which Ray prints after its traceback."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "no reason given"

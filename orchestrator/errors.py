@@ -1,0 +1,28 @@
+"""Everything that can go wrong and is not a bug. Each message is one line that names what to change.
+
+StnError
+├── SpecError        the spec, or an option, is wrong
+├── RunError         the run's folder does not fit what is asked of it
+├── TrainingError    training did not finish
+└── WorkersError     workers cannot do the work at all
+"""
+
+
+class StnError(Exception):
+    """Base of all expected errors; the message is for the user."""
+
+
+class SpecError(StnError):
+    """The spec, or an option, is wrong."""
+
+
+class RunError(StnError):
+    """The run is missing, damaged, or another one."""
+
+
+class TrainingError(StnError):
+    """Training did not finish."""
+
+
+class WorkersError(StnError):
+    """Workers do not start, or fail at everything."""

@@ -1,0 +1,89 @@
+"""What a plan will cost, from a short measured probe."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from orchestrator.certify import workers_for
+from orchestrator.cluster import Capacity
+from orchestrator.plan import Resolved
+from stn_core.votes import count_votes, default_batch_size
+from workers import counts_table
+from workers.counting import count_shard
+
+#: Seconds of counting that the probe measures, after one warm-up batch.
+_PROBE_S = 2.0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Cost of a run on this machine.
+
+    Attributes:
+        actors: workers at a time.
+        passes_per_s: of one worker, measured.
+        seconds: counting time of the whole run, workers' start not included.
+        bytes: size of the votes in the store, extrapolated from the probe's.
+    """
+
+    actors: int
+    passes_per_s: float
+    seconds: float
+    bytes: int
+
+
+def estimate(resolved: Resolved) -> Estimate:
+    """Count a few draws of one image for about two seconds, and extrapolate. Writes nothing."""
+    plan = resolved.plan
+    resources = plan.spec.resources
+    capacity = Capacity(os.cpu_count() or 1, torch.cuda.device_count())
+    actors, _ = workers_for(resources, capacity)
+    device = torch.device("cuda" if capacity.gpus else "cpu")
+    batch = resources.batch_size
+    rows = default_batch_size(int(np.prod(plan.image_shape)), device) if batch == "auto" else batch
+    threads = torch.get_num_threads()
+    torch.set_num_threads(resources.threads_per_actor)
+    try:
+        model = resolved.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        images = resolved.images.read(resolved.sample)[None]
+
+        def probe(first_draw: int) -> None:
+            count_votes(
+                model,
+                images,
+                noise=plan.spec.noise.build(),
+                draws=rows,
+                num_classes=plan.num_classes,
+                seed=plan.spec.sampling.seed,
+                keys=[0],
+                first_draw=first_draw,
+                batch_size=rows,
+                device=device,
+                precision=resources.precision,
+            )
+
+        probe(0)
+        start, done = time.perf_counter(), 0
+        while (elapsed := time.perf_counter() - start) < _PROBE_S:
+            probe(done)
+            done += rows
+        passes_per_s = done / elapsed
+    finally:
+        torch.set_num_threads(threads)
+    actors = min(actors, plan.shards)
+    return Estimate(actors, passes_per_s, plan.passes / passes_per_s / actors, _bytes(resolved))
+
+
+def _bytes(resolved: Resolved) -> int:
+    """Size of all count files: that of the first shard with the fewest draws it can have, times the shards."""
+    plan = resolved.plan
+    sampling = plan.spec.sampling.model_copy(update={"draws": 1, "selection_draws": 0})
+    job = plan.job("")
+    few = type(job)(**{**vars(job), "sampling": sampling})
+    table = count_shard(few, 0, resolved.images, resolved.model, next(resolved.model.parameters()).device)
+    return len(counts_table.encode(table, few.provenance)) * plan.shards

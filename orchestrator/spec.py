@@ -1,0 +1,203 @@
+"""The spec: what a user asks for, read from YAML and validated before anything is spent."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import numpy as np
+import yaml
+from pydantic import BaseModel, BeforeValidator, Field, FiniteFloat, PositiveInt, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from orchestrator.errors import SpecError
+from stn_core.certificates import CERTIFICATES
+from stn_core.confidence import PROTOCOLS
+from stn_core.naming import did_you_mean, pick
+from workers.settings import Dataset, Model, Noise, Sampling, Section, Training
+
+
+class Confidence(Section):
+    """How votes become bounds. Chosen anew at every reduce; the votes do not depend on it."""
+
+    protocol: Literal["paper", "paper_two", "split", "label"] = "paper"
+    alpha: Annotated[FiniteFloat, Field(gt=0, lt=1)] = Field(
+        0.05, description="probability with which one image's certificate may be false"
+    )
+
+
+class StoreSettings(Section):
+    """Where the run is kept."""
+
+    run: str = Field(min_length=1, description="a folder that driver and workers share")
+
+
+class Resources(Section):
+    """What the work may use."""
+
+    actors: PositiveInt | Literal["auto"] = Field("auto", description="auto: one per GPU, else one per CPU")
+    gpus_per_actor: Annotated[FiniteFloat, Field(ge=0)] | Literal["auto"] = Field(
+        "auto", description="auto: 1 where the cluster has GPUs, else 0"
+    )
+    threads_per_actor: PositiveInt = Field(1, description="CPU threads, and CPUs reserved, per actor")
+    batch_size: PositiveInt | Literal["auto"] = Field("auto", description="noisy images per forward pass")
+    precision: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of the forward pass")
+    shard_size: PositiveInt | Literal["auto"] = Field("auto", description="images per shard; auto: by draws")
+    max_attempts: PositiveInt = Field(3, description="times a shard is tried before it is given up")
+
+
+def _radii(value: Any) -> Any:
+    """A list, or {start, stop, step} with both ends included."""
+    if isinstance(value, Mapping):
+        unknown = set(value) - {"start", "stop", "step"}
+        if unknown or "stop" not in value or "step" not in value:
+            raise ValueError("needs stop and step, and may have start; or a plain list of radii")
+        start, stop, step = (float(value.get(name, 0.0)) for name in ("start", "stop", "step"))
+        if not (step > 0 and stop >= start and (stop - start) / step < 100_000):
+            raise ValueError("needs step > 0 and stop >= start")
+        # Rounded to what was written: 0.1 * 3 is not the radius anyone asked for.
+        return tuple(round(start + i * step, 12) for i in range(int(np.floor((stop - start) / step + 1e-9)) + 1))
+    return value
+
+
+class Spec(Section):
+    """One certification job."""
+
+    dataset: Dataset
+    model: Model
+    noise: Noise
+    sampling: Sampling
+    confidence: Confidence = Confidence()
+    certificates: tuple[str, ...] = Field(tuple(CERTIFICATES), min_length=1)
+    radii: Annotated[tuple[Annotated[FiniteFloat, Field(ge=0)], ...], BeforeValidator(_radii), Field(min_length=1)] = (
+        Field(description="radii at which certified accuracy is reported, in [0, 1] pixel units")
+    )
+    store: StoreSettings
+    resources: Resources = Resources()
+    training: Training | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Spec:
+        check_view(self.certificates, (self.confidence.protocol,), self.noise, self.sampling)
+        if list(self.radii) != sorted(set(self.radii)):
+            raise ValueError("radii: must increase, each once")
+        return self
+
+
+def check_view(certificates: Sequence[str], protocols: Sequence[str], noise: Noise, sampling: Sampling) -> None:
+    """Raise ValueError unless these certificates and protocols can be computed from such votes."""
+    for name in certificates:
+        certificate = pick(CERTIFICATES, name, "certificate")
+        if certificate.noise != noise.kind:
+            raise ValueError(f"certificate {name!r} holds for {certificate.noise} noise, the run's is {noise.kind}")
+    for name in protocols:
+        pick(PROTOCOLS, name, "protocol")
+        if name == "split" and sampling.selection_draws == 0:
+            raise ValueError("protocol 'split' needs selection votes: set sampling.selection_draws, or use 'paper'")
+
+
+def load_spec(path: Path, overrides: Sequence[str] = ()) -> Spec:
+    """Read and validate a spec.
+
+    Args:
+        path: a YAML file.
+        overrides: "section.key=value" each, the value in YAML, applied before validation.
+
+    Raises:
+        SpecError: the file or an override is wrong; the message names file, key, value and what would be right.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a text file"
+        raise SpecError(f"cannot read spec {path}: {reason}") from error
+    except yaml.YAMLError as error:
+        raise SpecError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise SpecError(f"{path} must hold sections (dataset, model, noise, …), see examples/demo.yaml")
+    for override in overrides:
+        _apply(content, override)
+    return validate(content, str(path))
+
+
+def validate(content: Mapping[str, Any], source: str) -> Spec:
+    """A Spec from plain data. Raises SpecError; ``source`` says where the data came from."""
+    try:
+        return Spec.model_validate(content)
+    except ValidationError as error:
+        errors = error.errors()
+        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        raise SpecError(f"{source}: {_describe(errors[0])}{more}") from None
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    path, separator, text = override.partition("=")
+    keys = path.split(".")
+    if not separator or not all(keys):
+        raise SpecError(f"--set {override}: expected section.key=value, such as noise.sigma=0.5")
+    section = content
+    for key in keys[:-1]:
+        section = section.setdefault(key, {})
+        if not isinstance(section, dict):
+            raise SpecError(f"--set {override}: {key} has no keys below it")
+    try:
+        section[keys[-1]] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise SpecError(f"--set {override}: {text!r} is not valid YAML") from None
+
+
+def _describe(error: ErrorDetails) -> str:
+    """key, value, and what would be right."""
+    valid, path = _walk(Spec, error["loc"])
+    key = ".".join(path)
+    match error["type"]:
+        case "extra_forbidden":
+            return f"unknown key {key}{did_you_mean(path[-1], valid)}; valid here: {', '.join(valid)}"
+        case "missing":
+            return f"{key} is missing"
+        case "union_tag_invalid" | "union_tag_not_found":
+            tags = [tag.strip(" '") for tag in error.get("ctx", {}).get("expected_tags", "").split(",")]
+            tag = error.get("ctx", {}).get("tag")
+            kind = f"{key}.kind"
+            return f"{kind} is missing; valid: {', '.join(tags)}" if tag is None else (
+                f"{kind}: got {tag!r}{did_you_mean(tag, tags)}; valid: {', '.join(tags)}"
+            )
+        case "value_error":
+            message = error["msg"].removeprefix("Value error, ")
+            return f"{key}: {message}" if key else message
+        case _:
+            return f"{key}: got {error['input']!r}; {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def _walk(model: type[BaseModel], location: Sequence[int | str]) -> tuple[list[str], list[str]]:
+    """Valid keys where an error arose, and its path as the user wrote it: without the names of union members."""
+    valid, path = list(model.model_fields), []
+    current: list[Any] = [model]
+    for step in location:
+        models = [m for m in current if isinstance(m, type) and issubclass(m, BaseModel)]
+        tagged = [m for m in models if "kind" in m.model_fields and step in get_args(m.model_fields["kind"].annotation)]
+        if tagged and len(models) > 1:
+            current, valid = list(tagged), list(tagged[0].model_fields)
+            continue
+        holder = next((m for m in models if step in m.model_fields), None)
+        if holder is None and isinstance(step, str) and path and not models:
+            break  # the name of a union's member, such as int or literal['auto']
+        path.append(str(step))
+        if holder is not None:
+            valid = list(holder.model_fields)
+            current = _members(holder.model_fields[str(step)].annotation)
+            sections = [m for m in current if isinstance(m, type) and issubclass(m, BaseModel)]
+            if len(sections) == 1:
+                valid = list(sections[0].model_fields) if step != location[-1] else valid
+    return valid, path
+
+
+def _members(annotation: Any) -> list[Any]:
+    """The types an annotation may stand for."""
+    if get_origin(annotation) is Annotated:
+        return _members(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [member for part in get_args(annotation) for member in _members(part)]
+    return [annotation]

@@ -1,0 +1,96 @@
+"""How far a run is, read from its store alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from orchestrator.plan import Plan
+from orchestrator.reduce import read_plan, read_shard
+from workers import layout
+from workers.store import Store, StoredObject
+
+#: Commits that the present rate is read off.
+_RECENT = 50
+
+
+@dataclass(frozen=True)
+class Status:
+    """A run's standing.
+
+    Attributes:
+        run: where it is.
+        complete: every shard is committed and every image has votes.
+        images: in the plan.
+        counted: images with votes.
+        failed: images that could not be counted.
+        shards: in the plan.
+        shards_committed: with votes in the store.
+        shards_given_up: shard to the reason it was given up in its last attempt.
+        passes: forward passes committed.
+        passes_planned: forward passes of the whole run.
+        images_per_s: over the last commits; None before there are two.
+        seconds_left: at that rate; None where unknown or nothing is left.
+        last_commit: seconds since the epoch, None before the first.
+    """
+
+    run: str
+    complete: bool
+    images: int
+    counted: int
+    failed: int
+    shards: int
+    shards_committed: int
+    shards_given_up: dict[int, str]
+    passes: int
+    passes_planned: int
+    images_per_s: float | None
+    seconds_left: float | None
+    last_commit: float | None
+
+
+def status_of(store: Store) -> Status:
+    """The standing of the run in ``store``. Raises RunError where there is none, or it is damaged."""
+    plan = read_plan(store)
+    committed: list[StoredObject] = []
+    counted = failed = passes = 0
+    for stored in store.list(layout.COUNTS):
+        shard = layout.shard_of(stored.key)
+        if shard is None or shard >= plan.shards:
+            continue
+        committed.append(stored)
+        votes = read_shard(store, plan, shard)
+        usable = int((votes.draws > 0).sum())
+        counted, failed = counted + usable, failed + len(votes.draws) - usable
+        passes += int(votes.draws.sum()) + int(votes.table["selection_draws"].to_numpy().sum())
+    rate = images_per_second(committed, plan)
+    missing = plan.images - counted - failed
+    return Status(
+        run=store.uri,
+        complete=missing == 0 and failed == 0,
+        images=plan.images,
+        counted=counted,
+        failed=failed,
+        shards=plan.shards,
+        shards_committed=len(committed),
+        shards_given_up=_given_up(store),
+        passes=passes,
+        passes_planned=plan.passes,
+        images_per_s=rate,
+        seconds_left=missing / rate if rate and missing else None,
+        last_commit=max((stored.modified for stored in committed), default=None),
+    )
+
+
+def images_per_second(committed: list[StoredObject], plan: Plan) -> float | None:
+    """Rate over the last commits, the first of them marking the start only; None before there are two."""
+    recent = sorted(committed, key=lambda stored: stored.modified)[-_RECENT:]
+    if len(recent) < 2 or recent[-1].modified <= recent[0].modified:
+        return None
+    images = sum(plan.shard_images(layout.shard_of(stored.key) or 0) for stored in recent[1:])
+    return images / (recent[-1].modified - recent[0].modified)
+
+
+def _given_up(store: Store) -> dict[int, str]:
+    records = (json.loads(store.read(stored.key)) for stored in store.list(layout.FAILED))
+    return {record["shard"]: record["reason"] for record in records}

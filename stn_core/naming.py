@@ -1,0 +1,22 @@
+"""Looking a name up, with an error that names the nearest valid one."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def pick(register: Mapping[str, T], name: str, what: str) -> T:
+    """The entry called ``name``. Raises ValueError naming ``what``, the nearest name and all valid ones."""
+    if name in register:
+        return register[name]
+    raise ValueError(f"unknown {what} {name!r}{did_you_mean(name, register)}; valid: {', '.join(register)}")
+
+
+def did_you_mean(name: str, valid: Iterable[str]) -> str:
+    """', did you mean X?' for the nearest valid name, or '' where none is near."""
+    near = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
+    return f", did you mean {near[0]!r}?" if near else ""

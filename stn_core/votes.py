@@ -1,0 +1,171 @@
+"""Count a network's votes under noise: the hot loop (the paper, Algorithm 1, steps 1 to 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import product
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from stn_core.noise import DrawId, Noise, Phase, check_identity
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+_AUTOCAST_DTYPE = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def count_votes(
+    model: nn.Module,
+    images: torch.Tensor | np.ndarray,
+    *,
+    noise: Noise,
+    draws: int,
+    num_classes: int,
+    seed: int,
+    keys: Sequence[int] | np.ndarray,
+    first_draw: int = 0,
+    phase: Phase = "estimation",
+    batch_size: int | None = None,
+    device: torch.device | str | None = None,
+    precision: Precision = "float32",
+) -> np.ndarray:
+    """Classify ``draws`` noisy copies of each image and count the answers.
+
+    Every forward pass has exactly ``batch_size`` rows, drawn from one image after another, the last one padded: the
+    arithmetic of a row then does not depend on which images share its call, and counting draws 0-99 equals counting
+    0-49 plus 50-99. (Held by the tests for multiples of 16 rows; another batch shape or device may flip near-ties.)
+
+    Args:
+        model: maps a float32 batch (rows, channels, height, width) of noisy pixels to logits (rows, num_classes);
+            normalisation belongs inside it. Run in evaluation mode; its mode is restored.
+        images: (images, channels, height, width), uint8, or floating point in [0, 1]. Never clipped after noise.
+        noise: the noise to add, in [0, 1] pixel units.
+        draws: noisy copies of each image.
+        num_classes: number of classes, at least 2.
+        seed: the job's seed.
+        keys: one integer per image, the identity its noise is derived from.
+        first_draw: number of the first draw; ``draws`` consecutive ones are counted.
+        phase: "selection" and "estimation" draws are independent of each other.
+        batch_size: rows per forward pass; None chooses by image size and device.
+        device: where to run; None means where the model's parameters are.
+        precision: "bfloat16" and "float16" run the model under autocast. Logits are compared in float32 always.
+
+    Returns:
+        int64 array (images, num_classes). A row sums to ``draws`` minus the draws whose logits held a NaN: those vote
+        for no class. Equal logits vote for the lowest class.
+
+    Raises:
+        ValueError: an argument does not fit the description above, or the model's output does not.
+    """
+    pixels = _as_pixels(images)
+    image_keys = [int(key) for key in keys]
+    if len(image_keys) != len(pixels):
+        raise ValueError(f"keys must name every image: {len(pixels)} images, {len(image_keys)} keys")
+    if draws < 0 or first_draw < 0:
+        raise ValueError(f"draws and first_draw must not be negative, got {draws} and {first_draw}")
+    if num_classes < 2:
+        raise ValueError(f"num_classes must be at least 2, got {num_classes}")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    check_identity(seed, image_keys)
+
+    place = torch.device(device) if device is not None else _device_of(model)
+    rows_per_call = batch_size or default_batch_size(pixels[0].numel() if len(pixels) else 1, place)
+    votes = torch.zeros(len(pixels) * num_classes, dtype=torch.int64, device=place)
+    pixels = pixels.to(place)
+    noisy = torch.empty((rows_per_call, *pixels.shape[1:]), dtype=torch.float32, device=place)
+    rows = product(range(len(pixels)), range(first_draw, first_draw + draws))
+
+    with _evaluating(model, place), torch.inference_mode(), _autocast(precision, place):
+        for batch in _chunks(rows, rows_per_call):
+            owner = torch.tensor([image for image, _ in batch], device=place)
+            used = noisy[: len(batch)]
+            noise.fill(used, (DrawId(seed, image_keys[image], phase, draw) for image, draw in batch))
+            used += _to_unit_range(pixels[owner])
+            logits = model(_channels_last(noisy))
+            if logits.ndim != 2 or logits.shape != (rows_per_call, num_classes):
+                raise ValueError(
+                    f"the model must return logits of shape ({rows_per_call}, {num_classes}) = (rows, num_classes), "
+                    f"got {tuple(logits.shape)}"
+                )
+            logits = logits[: len(batch)].float()
+            valid = ~logits.isnan().any(dim=1)
+            votes += torch.bincount(
+                (owner * num_classes + logits.argmax(dim=1))[valid], minlength=len(votes)
+            )
+    return votes.view(len(pixels), num_classes).cpu().numpy()
+
+
+def default_batch_size(pixels_per_image: int, device: torch.device) -> int:
+    """Rows per forward pass where the caller names none: a power of two, a function of image size and device kind only.
+
+    CPU batches stay small enough for activations to be reused from the allocator's pool rather than mapped afresh.
+    """
+    target, most = (2**18, 128) if device.type == "cpu" else (2**26, 4096)
+    rows = min(most, max(16, target // max(pixels_per_image, 1)))
+    return 1 << (rows.bit_length() - 1)
+
+
+def _as_pixels(images: torch.Tensor | np.ndarray) -> torch.Tensor:
+    pixels = torch.as_tensor(images)
+    if pixels.ndim != 4:
+        raise ValueError(f"images must be (images, channels, height, width), got shape {tuple(pixels.shape)}")
+    if pixels.dtype == torch.uint8:
+        return pixels
+    if not pixels.is_floating_point():
+        raise ValueError(f"images must be uint8 or floating point, got {pixels.dtype}")
+    # `not (in range)` rather than `out of range`, so that NaN is refused too.
+    if pixels.numel() and not bool(((pixels >= 0) & (pixels <= 1)).all()):
+        raise ValueError("floating-point images must lie in [0, 1]; scale them, or pass uint8")
+    return pixels.float()
+
+
+def _to_unit_range(pixels: torch.Tensor) -> torch.Tensor:
+    return pixels.float().div_(255) if pixels.dtype == torch.uint8 else pixels
+
+
+def _channels_last(batch: torch.Tensor) -> torch.Tensor:
+    return batch.contiguous(memory_format=torch.channels_last)
+
+
+def _chunks(rows: Iterator[tuple[int, int]], size: int) -> Iterator[list[tuple[int, int]]]:
+    batch: list[tuple[int, int]] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    parameter = next(model.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
+def _autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+    if precision == "float32":
+        return nullcontext()
+    if precision not in _AUTOCAST_DTYPE:
+        raise ValueError(f"precision must be float32, bfloat16 or float16, got {precision!r}")
+    return torch.autocast(device.type, dtype=_AUTOCAST_DTYPE[precision])
+
+
+class _evaluating:
+    """The model on ``device`` in evaluation mode, its own mode restored on leaving."""
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        self._model, self._device = model, device
+        self._training = [module for module in model.modules() if module.training]
+
+    def __enter__(self) -> None:
+        self._model.to(self._device).eval()
+
+    def __exit__(self, *_: object) -> None:
+        for module in self._training:
+            module.training = True

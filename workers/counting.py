@@ -1,0 +1,133 @@
+"""Count one shard: read its images, let the model vote, make the rows. No cluster and no storage in here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from stn_core.models import Normalized, build_network, load_weights
+from stn_core.noise import Phase
+from stn_core.votes import Precision, count_votes
+from workers import counts_table
+from workers.images import ImageSet, Pixels, UnreadableImage
+from workers.settings import Dataset, Model, Noise, Sampling
+
+
+@dataclass(frozen=True)
+class CountJob:
+    """All a node needs to count any shard of a run.
+
+    Attributes:
+        run: where the store is.
+        dataset, model, noise, sampling: as in the spec.
+        num_classes: classes the model votes among.
+        image_shape: (channels, height, width) every image must have, pixels.
+        indices: the data set's indices that the run covers.
+        shard_size: images per shard; the last may hold fewer.
+        batch_size: rows per forward pass; None chooses.
+        precision: arithmetic of the forward pass.
+        threads: CPU threads of one worker.
+        import_paths: folders to import the user's modules from.
+        provenance: what to write into each file's metadata.
+    """
+
+    run: str
+    dataset: Dataset
+    model: Model
+    noise: Noise
+    sampling: Sampling
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    indices: range
+    shard_size: int
+    batch_size: int | None
+    precision: Precision
+    threads: int
+    import_paths: tuple[str, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def shard_indices(self, shard: int) -> range:
+        """The data set's indices in a shard."""
+        return self.indices[shard * self.shard_size : (shard + 1) * self.shard_size]
+
+
+def load_model(model: Model, num_classes: int) -> Normalized:
+    """The model a spec names, weights loaded, normalisation inside. Raises ValueError."""
+    network = build_network(model.name, num_classes)
+    if model.checkpoint is not None:
+        load_weights(network, model.checkpoint)
+    if model.normalization is None:
+        return Normalized(network)
+    return Normalized(network, model.normalization.mean, model.normalization.std)
+
+
+def count_shard(job: CountJob, shard: int, images: ImageSet, model: nn.Module, device: torch.device) -> pa.Table:
+    """The shard's rows, one per image, in index order.
+
+    An image that cannot be read, has another shape, or a label outside the classes gets a row with ``error`` and no
+    draws; the others are counted.
+    """
+    indices = job.shard_indices(shard)
+    pixels: list[Pixels] = []
+    errors: list[str | None] = []
+    for index in indices:
+        try:
+            pixels.append(_usable(job, images, index))
+            errors.append(None)
+        except UnreadableImage as error:
+            errors.append(str(error))
+    counted = np.array([error is None for error in errors], dtype=bool)
+    keys = np.array([images.key(index) for index in indices], dtype=np.int64)
+    sampling = job.sampling
+
+    votes: dict[Phase, NDArray[np.int64]] = {}
+    for phase, draws in (("selection", sampling.selection_draws), ("estimation", sampling.draws)):
+        votes[phase] = np.zeros((len(indices), job.num_classes), dtype=np.int64)
+        if pixels and draws:
+            votes[phase][counted] = count_votes(
+                model,
+                np.stack(pixels),
+                noise=job.noise.build(),
+                draws=draws,
+                num_classes=job.num_classes,
+                seed=sampling.seed,
+                keys=keys[counted],
+                phase=phase,
+                batch_size=job.batch_size,
+                device=device,
+                precision=job.precision,
+            )
+    selection_draws = counted * np.int64(sampling.selection_draws)
+    draws_done = counted * np.int64(sampling.draws)
+    return pa.table(
+        {
+            "index": np.array(indices, dtype=np.int64),
+            "key": keys,
+            "label": images.labels[np.array(indices, dtype=np.int64)],
+            "selection": counts_table.sparse(votes["selection"]),
+            "estimation": counts_table.sparse(votes["estimation"]),
+            "selection_draws": selection_draws,
+            "draws": draws_done,
+            "selection_invalid": selection_draws - votes["selection"].sum(axis=1),
+            "invalid": draws_done - votes["estimation"].sum(axis=1),
+            "error": pa.array(errors, pa.string()),
+        },
+        schema=counts_table.SCHEMA,
+    )
+
+
+def _usable(job: CountJob, images: ImageSet, index: int) -> Pixels:
+    label = int(images.labels[index])
+    if not 0 <= label < job.num_classes:
+        raise UnreadableImage(f"label {label} lies outside the model's classes 0 … {job.num_classes - 1}")
+    pixels = images.read(index)
+    if pixels.shape != job.image_shape:
+        raise UnreadableImage(f"is {pixels.shape} (channels, height, width), the run's images are {job.image_shape}")
+    return pixels

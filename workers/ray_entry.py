@@ -1,0 +1,108 @@
+"""What Ray runs on a node: the counting actor and the training worker. The only module in workers that imports ray."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import ray.util.queue
+import torch
+from torch import nn
+
+from workers import counts_table, layout
+from workers.counting import CountJob, count_shard, load_model
+from workers.images import open_dataset
+from workers.store import open_store
+from workers.training import Epoch, TrainJob, train
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a worker tells the driver of a shard it counted. The votes themselves are in the store.
+
+    Attributes:
+        shard: the shard's number.
+        images: images in the shard.
+        failed: those of them that could not be counted.
+        passes: forward passes done, one per noisy image.
+        first: whether this worker's commit was the one that counts; another had landed before otherwise.
+    """
+
+    shard: int
+    images: int
+    failed: int
+    passes: int
+    first: bool
+
+
+class CountingActor:
+    """Loads the model once, then counts and commits the shards it is told."""
+
+    def __init__(self, job: CountJob) -> None:
+        _add_import_paths(job.import_paths)
+        torch.set_num_threads(job.threads)
+        self._job = job
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._store = open_store(job.run)
+        self._images = open_dataset(job.dataset)
+        model = load_model(job.model, job.num_classes)
+        self._model = model.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def ready(self) -> None:
+        """Returns once the actor is up; a failure to start surfaces here."""
+
+    def count(self, shard: int) -> Receipt:
+        """Count a shard and commit its votes."""
+        table = count_shard(self._job, shard, self._images, self._model, self._device)
+        provenance = {**self._job.provenance, "shard": shard, "device": _device_name(self._device)}
+        first = self._store.create(layout.counts(shard), counts_table.encode(table, provenance))
+        draws = sum(table["draws"].to_pylist()) + sum(table["selection_draws"].to_pylist())
+        failed = table.num_rows - table["error"].null_count
+        return Receipt(shard, table.num_rows, failed, draws, first)
+
+
+def train_loop(config: dict[str, Any]) -> None:
+    """Ray Train's entry: the training loop under its session."""
+    job: TrainJob = config["job"]
+    _add_import_paths(job.import_paths)
+    torch.set_num_threads(job.threads)
+    train(job, _RaySession(config["epochs"]))
+
+
+class _RaySession:
+    """``workers.training.Session`` by Ray Train."""
+
+    def __init__(self, epochs: ray.util.queue.Queue) -> None:
+        self._epochs = epochs
+        context = ray.train.get_context()
+        self.rank: int = context.get_world_rank()
+        self.world_size: int = context.get_world_size()
+        self.device: torch.device = ray.train.torch.get_device()
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        prepared: nn.Module = ray.train.torch.prepare_model(model)
+        return prepared
+
+    def restored(self) -> Path | None:
+        checkpoint = ray.train.get_checkpoint()
+        return None if checkpoint is None else Path(checkpoint.to_directory())
+
+    def report(self, epoch: Epoch, checkpoint: Path | None) -> None:
+        kept = None if checkpoint is None else ray.train.Checkpoint.from_directory(str(checkpoint))
+        ray.train.report(dataclasses.asdict(epoch), checkpoint=kept)
+        if self.rank == 0:
+            self._epochs.put(epoch)
+
+
+def _add_import_paths(paths: Sequence[str]) -> None:
+    sys.path.extend(path for path in paths if path not in sys.path)
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
