@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from orchestrator.cluster import ActorPool, Capacity, cluster
 from orchestrator.dispatch import Counted, Died, Event, Failed, Outcome, Policy, dispatch
 from orchestrator.errors import RunError, WorkersError
-from orchestrator.plan import Plan, difference, resolve
+from orchestrator.plan import Plan, difference
 from orchestrator.progress import Meter, meter
 from orchestrator.reduce import Reduced, View, check_against, counted_shards, published, read_plan, reduce_run
+from orchestrator.resolve import resolve
 from orchestrator.spec import Resources, Spec
 from workers import layout
 from workers.store import Store, open_store

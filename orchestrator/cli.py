@@ -36,6 +36,8 @@ def main(verbose: bool) -> None:
 
     Exit codes: 0 complete; 2 bad usage or spec; 3 finished incomplete, the same command continues; 130 interrupted.
     """
+    # The user's own modules (model.name: package.module:callable) are looked for where the command is run.
+    sys.path.append(os.getcwd())
     logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, format="%(asctime)s %(name)s %(message)s")
     if not verbose:
         logging.getLogger("ray").setLevel(logging.ERROR)
@@ -162,7 +164,7 @@ def plan(spec: Path, run: str | None, overrides: tuple[str, ...], limit: int | N
     Example: stn plan examples/demo.yaml --set sampling.draws=1000
     """
     from orchestrator.estimate import estimate
-    from orchestrator.plan import resolve
+    from orchestrator.resolve import resolve
 
     loaded = _load(spec, overrides, run, limit)
     resolved = resolve(loaded)
@@ -198,9 +200,7 @@ def plan(spec: Path, run: str | None, overrides: tuple[str, ...], limit: int | N
 @_address_option
 @_json_option
 @_command
-def certify(
-    spec: Path, run: str | None, overrides: tuple[str, ...], limit: int | None, as_json: bool
-) -> int:
+def certify(spec: Path, run: str | None, overrides: tuple[str, ...], limit: int | None, as_json: bool) -> int:
     """Plan, count and reduce. Run it again to resume; when complete it does nothing and says so.
 
     Example: stn certify examples/demo.yaml --set noise.sigma=0.5 --run runs/sigma-0.5
@@ -286,8 +286,16 @@ def _numbers(_: click.Context, parameter: click.Parameter, value: str | None) ->
 
 @main.command()
 @click.argument("run")
-@click.option("--certificate", "certificates", multiple=True, metavar="NAME", help=f"One of {', '.join(CERTIFICATES)}; repeatable.")
-@click.option("--protocol", "protocols", multiple=True, metavar="NAME", help=f"One of {', '.join(PROTOCOLS)}; repeatable.")
+@click.option(
+    "--certificate",
+    "certificates",
+    multiple=True,
+    metavar="NAME",
+    help=f"One of {', '.join(CERTIFICATES)}; repeatable.",
+)
+@click.option(
+    "--protocol", "protocols", multiple=True, metavar="NAME", help=f"One of {', '.join(PROTOCOLS)}; repeatable."
+)
 @click.option("--alpha", type=float, help="Failure probability of one image's certificate.")
 @click.option("--radii", callback=_numbers, metavar="R,R,…", help="Radii at which to report certified accuracy.")
 @_json_option
@@ -306,7 +314,7 @@ def reduce(
 
     Example: stn reduce runs/demo --certificate renyi --protocol paper --protocol split --alpha 0.01
     """
-    from orchestrator.reduce import View, counted_shards, read_plan, reduce_run
+    from orchestrator.reduce import View, check_against, counted_shards, read_plan, reduce_run
     from orchestrator.report import load_run
 
     store = open_store(run)
@@ -318,6 +326,7 @@ def reduce(
         asked.alpha if alpha is None else alpha,
         radii or asked.radii,
     )
+    check_against(planned, view)
     with meter("reducing", len(counted_shards(store, planned)), "shards") as progress:
         reduced = reduce_run(store, planned, view, progress.advance)
     if as_json:
@@ -325,14 +334,17 @@ def reduce(
     else:
         _print_curves(load_run(store))
     if not reduced.summary.complete:
-        _say(f"incomplete: {reduced.summary.missing} of {reduced.summary.images} images missing, counted as not certified")
+        summary = reduced.summary
+        _say(f"incomplete: {summary.missing} of {summary.images} images missing, counted as not certified")
         return EXIT_INCOMPLETE
     return 0
 
 
 @main.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN [RUN …]")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder to write to. Default: the run; with several, here.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder to write to. Default: the run; with several, here."
+)
 @_command
 def report(runs: tuple[str, ...], out: Path | None) -> int:
     """Table, curves.png and a self-contained report.html; several runs on one figure.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import threading
@@ -68,7 +69,7 @@ def cluster(cpus: int | None = None) -> Iterator[Capacity]:
     }
     try:
         # "local" says it: a stale address file must not turn an embedded cluster into a connection.
-        ray.init(address or "local", log_to_driver=False, logging_level="error", **({} if address else embedded))
+        ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **({} if address else embedded))
     except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
         place = f"at {address} (--address or $RAY_ADDRESS)" if address else "can be started on this machine"
         raise WorkersError(f"no Ray cluster {place}: {_last_line(str(error))}") from error
@@ -128,9 +129,7 @@ class ActorPool:
         return Counted(worker, receipt.shard, receipt.images, receipt.failed, receipt.passes, receipt.first)
 
 
-def fit(
-    job: TrainJob, *, name: str, storage: Path, gpu: bool, observe: Callable[[Epoch], None]
-) -> tuple[Path, Epoch]:
+def fit(job: TrainJob, *, name: str, storage: Path, gpu: bool, observe: Callable[[Epoch], None]) -> tuple[Path, Epoch]:
     """Train under Ray Train, going on after the newest checkpoint of the run of that name.
 
     Args:
@@ -160,7 +159,7 @@ def fit(
             storage_path=str(storage),
             failure_config=ray.train.FailureConfig(max_failures=3),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-            worker_runtime_env={"env_vars": _ALLOCATOR},
+            worker_runtime_env={"env_vars": _ALLOCATOR},  # type: ignore[call-arg]  # the V2 class is not the typed one
         ),
     )
     stop = threading.Event()

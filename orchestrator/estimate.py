@@ -11,7 +11,7 @@ import torch
 
 from orchestrator.certify import workers_for
 from orchestrator.cluster import Capacity
-from orchestrator.plan import Resolved
+from orchestrator.resolve import Resolved
 from stn_core.votes import count_votes, default_batch_size
 from workers import counts_table
 from workers.counting import count_shard

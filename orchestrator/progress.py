@@ -83,10 +83,7 @@ class _Lines:
         self._printed_done = self._done
         rate = self._done / max(self._printed - self._start, 1e-9)
         left = (self._total - self._done) / rate if rate else float("nan")
-        self.note(
-            f"{self._description}: {self._done}/{self._total} {self._unit}, {rate:.1f}/s, "
-            f"{time_text(left)} left"
-        )
+        self.note(f"{self._description}: {self._done}/{self._total} {self._unit}, {rate:.1f}/s, {time_text(left)} left")
 
 
 def time_text(seconds: float) -> str:

@@ -85,6 +85,11 @@ class View:
         """The view a spec asks for."""
         return cls(spec.certificates, (spec.confidence.protocol,), spec.confidence.alpha, spec.radii)
 
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> View:
+        """The inverse of ``dataclasses.asdict``, which JSON has made lists of tuples in."""
+        return cls(tuple(values["certificates"]), tuple(values["protocols"]), values["alpha"], tuple(values["radii"]))
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -194,8 +199,7 @@ def published(store: Store, *, partial: bool = False) -> Reduced | None:
         metadata = json.loads(curves.schema.metadata[_METADATA_KEY])
         version = metadata["schema_version"]
         if version <= SCHEMA_VERSION:
-            view = {key: tuple(value) if isinstance(value, list) else value for key, value in metadata["view"].items()}
-            return Reduced(View(**view), Summary(**metadata["summary"]), curves)
+            return Reduced(View.from_json(metadata["view"]), Summary(**metadata["summary"]), curves)
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise RunError(f"{store.uri}/{folder}{layout.CURVES} is damaged: run `stn reduce` again") from error
     raise RunError(f"{store.uri}/{folder}{layout.CURVES} was written by a newer version: update this installation")

@@ -137,6 +137,9 @@ def facts(run: ReportedRun) -> list[tuple[str, str]]:
         ("model", f"{spec.model.name}, weights sha-256 {plan.model_sha256[:16]}…"),
         ("noise", f"{spec.noise.kind}, sigma = {spec.noise.sigma:g}, seed {spec.sampling.seed}"),
         ("draws", f"n = {spec.sampling.draws} for estimation, n0 = {spec.sampling.selection_draws} for selection"),
-        ("confidence", f"alpha = {view.alpha:g} per image; {'; '.join(f'{p}: {PROTOCOLS[p].claim}' for p in view.protocols)}"),
+        (
+            "confidence",
+            f"alpha = {view.alpha:g} per image; {'; '.join(f'{p}: {PROTOCOLS[p].claim}' for p in view.protocols)}",
+        ),
         ("versions", ", ".join(f"{name} {version}" for name, version in sorted(plan.versions.items()))),
     ]

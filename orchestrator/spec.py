@@ -161,8 +161,10 @@ def _describe(error: ErrorDetails) -> str:
             tags = [tag.strip(" '") for tag in error.get("ctx", {}).get("expected_tags", "").split(",")]
             tag = error.get("ctx", {}).get("tag")
             kind = f"{key}.kind"
-            return f"{kind} is missing; valid: {', '.join(tags)}" if tag is None else (
-                f"{kind}: got {tag!r}{did_you_mean(tag, tags)}; valid: {', '.join(tags)}"
+            return (
+                f"{kind} is missing; valid: {', '.join(tags)}"
+                if tag is None
+                else (f"{kind}: got {tag!r}{did_you_mean(tag, tags)}; valid: {', '.join(tags)}")
             )
         case "value_error":
             message = error["msg"].removeprefix("Value error, ")
@@ -173,7 +175,8 @@ def _describe(error: ErrorDetails) -> str:
 
 def _walk(model: type[BaseModel], location: Sequence[int | str]) -> tuple[list[str], list[str]]:
     """Valid keys where an error arose, and its path as the user wrote it: without the names of union members."""
-    valid, path = list(model.model_fields), []
+    valid = list(model.model_fields)
+    path: list[str] = []
     current: list[Any] = [model]
     for step in location:
         models = [m for m in current if isinstance(m, type) and issubclass(m, BaseModel)]

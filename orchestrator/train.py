@@ -53,7 +53,9 @@ def train_model(spec: Spec, *, observe: Callable[[Epoch], None]) -> Trained:
     job, fingerprint = _job(spec, training)
     settings = {
         "model": spec.model.model_dump(mode="json", exclude={"checkpoint"}),
-        "training": training.model_dump(mode="json", exclude={"workers": True, "threads_per_worker": True, "dataset": {"path"}}),
+        "training": training.model_dump(
+            mode="json", exclude={"workers": True, "threads_per_worker": True, "dataset": {"path"}}
+        ),
         "sigma": job.sigma,
         "gamma": job.gamma,
         "dataset_sha256": fingerprint,

@@ -63,7 +63,9 @@ def certify(
     Raises:
         ValueError: an argument does not fit the description above; the message names it.
     """
-    chosen_certificate = certificate if isinstance(certificate, Certificate) else pick(CERTIFICATES, certificate, "certificate")
+    chosen_certificate = (
+        certificate if isinstance(certificate, Certificate) else pick(CERTIFICATES, certificate, "certificate")
+    )
     chosen_protocol = protocol if isinstance(protocol, Protocol) else pick(PROTOCOLS, protocol, "protocol")
     if not (math.isfinite(sigma) and sigma > 0):
         raise ValueError(f"sigma must be a positive finite number, got {sigma!r}")
@@ -121,7 +123,7 @@ def as_votes(
         checked_labels = _as_integers(labels, "labels")
         if checked_labels.shape != (images,):
             raise ValueError(f"labels must have one entry per image, ({images},), got {checked_labels.shape}")
-        if images and not (0 <= checked_labels.min() and checked_labels.max() < classes):
+        if images and not (checked_labels.min() >= 0 and checked_labels.max() < classes):
             raise ValueError(f"labels must lie in 0 … {classes - 1}")
     return Votes(counts, trials, checked_selection, checked_labels)
 

@@ -157,9 +157,7 @@ PROTOCOLS: dict[str, Protocol] = {
 }
 
 
-def bound_probabilities(
-    votes: Votes, protocol: Protocol, *, bounds: int, alpha: float
-) -> tuple[Ints, Floats, Floats]:
+def bound_probabilities(votes: Votes, protocol: Protocol, *, bounds: int, alpha: float) -> tuple[Ints, Floats, Floats]:
     """Bounds on the candidate's probability and on every other class's.
 
     Args:

@@ -80,7 +80,7 @@ def count_votes(
     noisy = torch.empty((rows_per_call, *pixels.shape[1:]), dtype=torch.float32, device=place)
     rows = product(range(len(pixels)), range(first_draw, first_draw + draws))
 
-    with _evaluating(model, place), torch.inference_mode(), _autocast(precision, place):
+    with _Evaluating(model, place), torch.inference_mode(), _autocast(precision, place):
         for batch in _chunks(rows, rows_per_call):
             owner = torch.tensor([image for image, _ in batch], device=place)
             used = noisy[: len(batch)]
@@ -94,9 +94,7 @@ def count_votes(
                 )
             logits = logits[: len(batch)].float()
             valid = ~logits.isnan().any(dim=1)
-            votes += torch.bincount(
-                (owner * num_classes + logits.argmax(dim=1))[valid], minlength=len(votes)
-            )
+            votes += torch.bincount((owner * num_classes + logits.argmax(dim=1))[valid], minlength=len(votes))
     return votes.view(len(pixels), num_classes).cpu().numpy()
 
 
@@ -156,7 +154,7 @@ def _autocast(precision: Precision, device: torch.device) -> AbstractContextMana
     return torch.autocast(device.type, dtype=_AUTOCAST_DTYPE[precision])
 
 
-class _evaluating:
+class _Evaluating:
     """The model on ``device`` in evaluation mode, its own mode restored on leaving."""
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:

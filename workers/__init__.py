@@ -1,0 +1,1 @@
+"""What runs on a cluster node: reading images, counting votes, training."""

@@ -88,7 +88,8 @@ def count_shard(job: CountJob, shard: int, images: ImageSet, model: nn.Module, d
     sampling = job.sampling
 
     votes: dict[Phase, NDArray[np.int64]] = {}
-    for phase, draws in (("selection", sampling.selection_draws), ("estimation", sampling.draws)):
+    phases: dict[Phase, int] = {"selection": sampling.selection_draws, "estimation": sampling.draws}
+    for phase, draws in phases.items():
         votes[phase] = np.zeros((len(indices), job.num_classes), dtype=np.int64)
         if pixels and draws:
             votes[phase][counted] = count_votes(

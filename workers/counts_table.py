@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 #: Version of the columns below. A reader refuses a newer one.
 SCHEMA_VERSION = 1
 
-_VOTES = pa.list_(pa.struct([pa.field("class", pa.int32(), nullable=False), pa.field("votes", pa.int64(), nullable=False)]))
+_VOTES = pa.list_(
+    pa.struct([pa.field("class", pa.int32(), nullable=False), pa.field("votes", pa.int64(), nullable=False)])
+)
 
 SCHEMA = pa.schema(
     [

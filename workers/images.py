@@ -187,7 +187,9 @@ class _Parquet(ImageSet):
                     f"{path} is no Parquet file with a column {dataset.label_column!r} (dataset.label_column): {error}"
                 ) from error
             if not pa.types.is_integer(column.type) or column.null_count:
-                raise DatasetError(f"{path}: dataset.label_column {dataset.label_column!r} must hold integers, no nulls")
+                raise DatasetError(
+                    f"{path}: dataset.label_column {dataset.label_column!r} must hold integers, no nulls"
+                )
             self._image_column = dataset.image_column or _only_image_column(file.schema_arrow, path)
             labels.append(column.to_numpy().astype(np.int64))
             digest.update(f"{path.name} {path.stat().st_size}\n".encode())
@@ -218,11 +220,11 @@ class _Parquet(ImageSet):
 
 def _only_image_column(schema: pa.Schema, path: Path) -> str:
     names = [
-        field.name
-        for field in schema
-        if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
+        field.name for field in schema if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
     ]
     if len(names) != 1:
         found = f"has {', '.join(names)}" if names else "has none"
-        raise DatasetError(f"{path} must have one struct column with a field 'bytes', and {found}: set dataset.image_column")
+        raise DatasetError(
+            f"{path} must have one struct column with a field 'bytes', and {found}: set dataset.image_column"
+        )
     return names[0]

@@ -1,4 +1,4 @@
-"""The part of a spec that a cluster node needs to know. The driver's part, and reading a spec, are in orchestrator.spec."""
+"""The part of a spec that a cluster node needs to know. The rest, and reading one, are in orchestrator.spec."""
 
 from __future__ import annotations
 
@@ -110,7 +110,9 @@ class Training(Section):
     method: Literal["stn", "gaussian", "clean"] = "stn"
     dataset: Dataset
     sigma: Annotated[FiniteFloat, Field(gt=0)] | None = Field(None, description="default: the noise's")
-    gamma: Annotated[FiniteFloat, Field(ge=0)] | None = Field(None, description="weight of the stability term; stn only")
+    gamma: Annotated[FiniteFloat, Field(ge=0)] | None = Field(
+        None, description="weight of the stability term; stn only"
+    )
     epochs: PositiveInt = 10
     batch_size: PositiveInt = Field(128, description="images per step, over all workers")
     learning_rate: Annotated[FiniteFloat, Field(gt=0)] = 1e-3

@@ -15,7 +15,6 @@ terms: nothing cancels where p1 and p2 are close. The objective is quasi-concave
 from __future__ import annotations
 
 import numpy as np
-from scipy import special
 
 from stn_core.certificates.certificate import Certificate, Floats
 
@@ -70,7 +69,9 @@ class _Objective:
     def __call__(self, beta: Floats) -> Floats:
         with np.errstate(invalid="ignore", over="ignore"):
             x = beta * self._t / 2
-            log_cosh = np.where(x < 1, np.log1p(2 * np.sinh(np.minimum(x, 1) / 2) ** 2), x + np.log1p(np.exp(-2 * x)) - _LOG_2)
+            log_cosh = np.where(
+                x < 1, np.log1p(2 * np.sinh(np.minimum(x, 1) / 2) ** 2), x + np.log1p(np.exp(-2 * x)) - _LOG_2
+            )
             return self._at(log_cosh / beta) / (1 + beta)
 
     def at_zero(self) -> Floats:
