@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +36,9 @@ from workers.training import STATE, Epoch, TrainJob
 
 #: An allocator that keeps its memory: activations are not mapped afresh for every batch.
 _ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**29)}
+
+#: Seconds without news after which to ask whether Ray itself lives.
+_NODE_CHECK_S = 5.0
 
 #: Workers exchange shard numbers and receipts only.
 _OBJECT_STORE_BYTES = 128 * 2**20
@@ -67,6 +72,7 @@ def cluster(cpus: int | None = None) -> Iterator[Capacity]:
         "include_dashboard": False,
         "object_store_memory": _OBJECT_STORE_BYTES,
     }
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         # "local" says it: a stale address file must not turn an embedded cluster into a connection.
         ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **({} if address else embedded))
@@ -74,6 +80,9 @@ def cluster(cpus: int | None = None) -> Iterator[Capacity]:
         place = f"at {address} (--address or $RAY_ADDRESS)" if address else "can be started on this machine"
         raise WorkersError(f"no Ray cluster {place}: {_last_line(str(error))}") from error
     try:
+        if threading.current_thread() is threading.main_thread():
+            # Ray takes SIGTERM for itself, and would end this process without a word on how to go on.
+            signal.signal(signal.SIGTERM, on_sigterm)
         resources = ray.cluster_resources()
         yield Capacity(cpus=int(resources.get("CPU", 0)), gpus=int(resources.get("GPU", 0)))
     finally:
@@ -91,6 +100,8 @@ class ActorPool:
         self._actors: dict[int, Any] = {}
         self._waiting: dict[Any, tuple[int, int | None]] = {}
         self._started = 0
+        self._node = ray.get_runtime_context().get_node_id()
+        self._checked = time.monotonic()
 
     def start(self) -> int:
         worker = self._started
@@ -105,8 +116,10 @@ class ActorPool:
     def events(self, timeout_s: float) -> list[Event]:
         refs = list(self._waiting)
         done, _ = ray.wait(refs, num_returns=1, timeout=timeout_s)
-        if done:
-            done, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
+        if not done:
+            self._check_node()
+            return []
+        done, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
         found = (self._event(ref, *self._waiting.pop(ref)) for ref in done)
         return [event for event in found if event is not None]
 
@@ -115,6 +128,15 @@ class ActorPool:
         for actor in self._actors.values():
             ray.kill(actor)
         self._actors.clear()
+
+    def _check_node(self) -> None:
+        """Raise WorkersError once this process's own Ray node is dead: nothing it waits for would ever come."""
+        if time.monotonic() - self._checked < _NODE_CHECK_S:
+            return
+        self._checked = time.monotonic()
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        if self._node not in alive:
+            raise WorkersError("Ray died on this machine; what was counted is kept, run the same command again")
 
     def _event(self, ref: Any, worker: int, shard: int | None) -> Event | None:
         try:

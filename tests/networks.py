@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -42,3 +43,16 @@ class _NanWhereNegative(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self._network(images)
         return logits.masked_fill((images[:, 0, 0, 0] < 0)[:, None], float("nan"))
+
+
+def tiny_rgb() -> nn.Module:
+    """A 10-class network on (rows, 3, 28, 28)."""
+    torch.manual_seed(8)
+    return nn.Sequential(nn.Conv2d(3, 8, 5, stride=3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 8 * 8, 10))
+
+
+def only_in_the_driver() -> nn.Module:
+    """``tiny``, but building it inside a Ray worker fails."""
+    if "ray::" in Path("/proc/self/cmdline").read_text():
+        raise RuntimeError("refuses to live in a worker")
+    return tiny()

@@ -1,0 +1,135 @@
+"""The layering, read from the source: stn_core <- workers <- orchestrator, and one module each for Ray and for keys."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from workers import layout
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("stn_core", "workers", "orchestrator")
+
+
+def modules(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Absolute names of everything imported anywhere in a module, inside functions too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield str(node.module)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def imports_of(path: Path) -> set[str]:
+    return set(imported(ast.parse(path.read_text())))
+
+
+def importers(package: str, name: str) -> set[str]:
+    """Files of a package that import ``name`` or something below it."""
+    return {
+        path.relative_to(ROOT).as_posix()
+        for path in modules(package)
+        if any(found == name or found.startswith(name + ".") for found in imports_of(path))
+    }
+
+
+def strings(tree: ast.AST) -> Iterator[str]:
+    """Every string constant that is not a docstring, the constant parts of f-strings included."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    docstrings = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, documented) and node.body and isinstance(node.body[0], ast.Expr)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+            yield node.value
+
+
+def names_a_key(text: str) -> bool:
+    """Whether a string is one of the layout's keys, ends in one as a path does, or begins below one of its folders."""
+    keys = [value for name, value in vars(layout).items() if name.isupper() and isinstance(value, str)]
+    alternatives = "|".join(re.escape(key) + ("" if key.endswith("/") else "$") for key in keys)
+    return re.search(rf"(^|/)({alternatives})|shard-|round=", text) is not None
+
+
+def test_every_package_is_looked_at() -> None:
+    assert all(len(modules(package)) > 3 for package in PACKAGES)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["workers", "orchestrator", "ray", "boto3", "pyarrow", "pydantic", "click", "rich", "matplotlib", "time", "datetime"],
+)
+def test_stn_core_is_mathematics_and_torch_alone(name: str) -> None:
+    assert importers("stn_core", name) == set()
+
+
+def test_stn_core_reads_no_environment() -> None:
+    assert importers("stn_core", "os") == set()
+
+
+def test_workers_do_not_know_the_orchestrator() -> None:
+    assert importers("workers", "orchestrator") == set()
+
+
+def test_one_module_of_each_package_imports_ray() -> None:
+    assert importers("workers", "ray") == {"workers/ray_entry.py"}
+    assert importers("orchestrator", "ray") == {"orchestrator/cluster.py"}
+
+
+@pytest.mark.parametrize("package", ["workers", "orchestrator"])
+def test_only_the_layout_spells_object_keys(package: str) -> None:
+    spelled = {
+        path.relative_to(ROOT).as_posix(): [text for text in strings(ast.parse(path.read_text())) if names_a_key(text)]
+        for path in modules(package)
+    }
+    assert {path for path, texts in spelled.items() if texts} <= {"workers/layout.py"}, spelled
+
+
+def test_the_search_for_keys_finds_them_where_they_are() -> None:
+    found = [text for text in strings(ast.parse((ROOT / "workers/layout.py").read_text())) if names_a_key(text)]
+    assert {layout.PLAN, layout.COUNTS, layout.CERTIFICATES} <= set(found)
+    assert names_a_key("/runs/x/counts/y")
+    assert names_a_key("runs/x/plan.json")
+    assert not names_a_key("images counted, failed and partial")
+    assert not names_a_key("report.html.j2")
+
+
+def test_pyproject_lists_every_package() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {
+        init.parent.relative_to(ROOT).as_posix().replace("/", ".")
+        for package in PACKAGES
+        for init in (ROOT / package).rglob("__init__.py")
+    }
+    assert len(settings["packages"]) == len(set(settings["packages"]))
+    assert set(settings["packages"]) == folders
+
+
+def test_every_module_lies_in_a_package() -> None:
+    homeless = [path for package in PACKAGES for path in modules(package) if not (path.parent / "__init__.py").exists()]
+    assert homeless == []
+
+
+def test_pyproject_ships_every_file_that_is_no_module() -> None:
+    data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    shipped = {path for package, patterns in data.items() for pattern in patterns for path in (ROOT / package).glob(pattern)}
+    others = {
+        path
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*")
+        if path.is_file() and path.suffix not in {".py", ".pyc"}
+    }
+    assert others == shipped

@@ -1,0 +1,63 @@
+"""Real files for tests: MNIST's raw format, image folders, Parquet of encoded images."""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
+
+#: The struct that Hugging Face and others keep an encoded image in.
+IMAGE_STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def noise_image(seed: int, size: int = 28, channels: int = 3) -> NDArray[np.uint8]:
+    """Random pixels, (size, size, channels), or (size, size) for one channel."""
+    shape = (size, size, channels) if channels > 1 else (size, size)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def encoded(pixels: NDArray[np.uint8], kind: str = "png") -> bytes:
+    """An image file's bytes."""
+    sink = io.BytesIO()
+    Image.fromarray(pixels).save(sink, kind)
+    return sink.getvalue()
+
+
+def write_folder(root: Path, files: Mapping[str, bytes]) -> Path:
+    """A folder of files, by relative path."""
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return root
+
+
+def write_parquet(
+    path: Path, images: Sequence[bytes | None], labels: Sequence[int | None], *, rows_per_group: int = 1000
+) -> Path:
+    """A Parquet file with a struct column "image" and an integer column "label"."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    structs = pa.array([{"bytes": content, "path": None} for content in images], IMAGE_STRUCT)
+    table = pa.table({"image": structs, "label": pa.array(labels, pa.int64())})
+    pq.write_table(table, path, row_group_size=rows_per_group)
+    return path
+
+
+def write_mnist(
+    root: Path, train: tuple[NDArray[np.uint8], Sequence[int]], test: tuple[NDArray[np.uint8], Sequence[int]]
+) -> Path:
+    """MNIST's four raw files as torchvision keeps them; images are (number, 28, 28)."""
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for prefix, (images, labels) in (("train", train), ("t10k", test)):
+        header = struct.pack(">4i", 0x0803, *images.shape)
+        (raw / f"{prefix}-images-idx3-ubyte").write_bytes(header + images.tobytes())
+        (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 0x0801, len(labels)) + bytes(labels))
+    return root

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from workers.counts_table import SCHEMA, SCHEMA_VERSION, decode, dense, encode, sparse
+
+
+def table(estimation: NDArray[np.int64], first: int = 0) -> pa.Table:
+    """A count table of images numbered from ``first``, without selection votes."""
+    images = len(estimation)
+    numbers = np.arange(first, first + images)
+    zeros = np.zeros(images, dtype=np.int64)
+    return pa.table(
+        {
+            "index": numbers,
+            "key": numbers + 1000,
+            "label": zeros,
+            "selection": sparse(np.zeros_like(estimation)),
+            "estimation": sparse(estimation),
+            "selection_draws": zeros,
+            "draws": estimation.sum(axis=1),
+            "selection_invalid": zeros,
+            "invalid": zeros,
+            "error": pa.array([None] * images, pa.string()),
+        },
+        schema=SCHEMA,
+    )
+
+
+VOTES = np.array([[0, 7, 0, 3], [0, 0, 0, 0], [1, 2, 3, 4]])
+
+
+def test_sparse_votes_are_the_voted_classes_ascending() -> None:
+    assert sparse(VOTES).to_pylist() == [
+        [{"class": 1, "votes": 7}, {"class": 3, "votes": 3}],
+        [],
+        [{"class": 0, "votes": 1}, {"class": 1, "votes": 2}, {"class": 2, "votes": 3}, {"class": 3, "votes": 4}],
+    ]
+
+
+@st.composite
+def votes(draw: st.DrawFn) -> NDArray[np.int64]:
+    images, classes = draw(st.integers(0, 12)), draw(st.integers(2, 30))
+    counts = st.just(0) | st.integers(0, 2**62)
+    rows = draw(st.lists(st.lists(counts, min_size=classes, max_size=classes), min_size=images, max_size=images))
+    return np.array(rows, dtype=np.int64).reshape(images, classes)
+
+
+@given(votes())
+def test_dense_undoes_sparse(counts: NDArray[np.int64]) -> None:
+    for column in (sparse(counts), pa.chunked_array([sparse(counts)])):
+        found = dense(column, counts.shape[1])
+        assert found.dtype == np.int64
+        assert np.array_equal(found, counts)
+
+
+@given(votes(), st.integers(0, 12), st.integers(0, 12))
+def test_dense_reads_slices_and_several_chunks(counts: NDArray[np.int64], start: int, length: int) -> None:
+    classes = counts.shape[1]
+    assert np.array_equal(dense(sparse(counts).slice(start, length), classes), counts[start : start + length])
+    chunks = pa.chunked_array([sparse(counts[:start]), sparse(counts[start:])])
+    assert np.array_equal(dense(chunks, classes), counts)
+
+
+def test_dense_of_no_rows_has_the_classes() -> None:
+    empty = pa.chunked_array([], type=SCHEMA.field("estimation").type)
+    assert dense(empty, 5).shape == (0, 5)
+
+
+def test_a_class_that_the_model_has_not_is_an_error() -> None:
+    with pytest.raises(IndexError):
+        dense(sparse(VOTES), 3)
+
+
+@given(votes())
+def test_encoding_keeps_rows_and_provenance(counts: NDArray[np.int64]) -> None:
+    counts = counts % 1000
+    provenance = {"shard": 3, "versions": {"torch": "2"}, "device": "cpu"}
+    found, metadata = decode(encode(table(counts), provenance))
+    assert found.equals(table(counts))
+    assert metadata == {"schema_version": SCHEMA_VERSION, **provenance}
+
+
+def test_the_same_table_and_provenance_are_the_same_bytes() -> None:
+    content = encode(table(VOTES), {"a": 1, "b": {"x": 1, "y": 2}})
+    assert content == encode(table(VOTES.copy()), {"b": {"y": 2, "x": 1}, "a": 1})
+    assert content != encode(table(VOTES), {"a": 2, "b": {"x": 1, "y": 2}})
+    assert content != encode(table(VOTES[::-1]), {"a": 1, "b": {"x": 1, "y": 2}})
+
+
+def parquet(rows: pa.Table, metadata: Any = None) -> bytes:
+    """A Parquet file that ``encode`` did not write; ``metadata`` is JSON under our key."""
+    sink = io.BytesIO()
+    if metadata is not None:
+        rows = rows.replace_schema_metadata({b"stn": json.dumps(metadata).encode()})
+    pq.write_table(rows, sink)
+    return sink.getvalue()
+
+
+def test_a_newer_version_is_refused_by_number() -> None:
+    with pytest.raises(ValueError, match=f"newer version .*{SCHEMA_VERSION + 1}"):
+        decode(parquet(table(VOTES), {"schema_version": SCHEMA_VERSION + 1}))
+
+
+def test_columns_of_a_later_writer_of_the_same_version_are_left_out() -> None:
+    wider = table(VOTES).append_column("extra", pa.array([1, 2, 3]))
+    assert decode(parquet(wider, {"schema_version": SCHEMA_VERSION}))[0].column_names == SCHEMA.names
+
+
+@pytest.mark.parametrize("kept", [0, 1, 4, 50, 0.5, 0.9, 0.999])
+def test_truncated_bytes_are_refused(kept: float) -> None:
+    content = encode(table(VOTES), {})
+    with pytest.raises(ValueError, match="damaged"):
+        decode(content[: kept if isinstance(kept, int) else int(len(content) * kept)])
+
+
+@given(st.binary(max_size=200))
+def test_bytes_that_are_no_parquet_are_refused(content: bytes) -> None:
+    with pytest.raises(ValueError, match="damaged"):
+        decode(content)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [None, {}, {"schema_version": None}, {"schema_version": SCHEMA_VERSION}, {"schema_version": "1"}, ["schema_version"]],
+    ids=json.dumps,
+)
+def test_a_table_of_something_else_is_refused(metadata: Any) -> None:
+    foreign = pa.table({"city": ["Bern", "Rome"], "people": [1, 2]})
+    with pytest.raises(ValueError, match=r"votes|damaged|version"):
+        decode(parquet(foreign, metadata))
+
+
+def test_pandas_reads_a_folder_of_encoded_files_without_our_code(tmp_path: Path) -> None:
+    for shard, first in enumerate((0, 3)):
+        (tmp_path / f"shard-{shard}.parquet").write_bytes(encode(table(VOTES, first), {"shard": shard}))
+    frame = pd.read_parquet(tmp_path)
+    assert list(frame.columns) == [
+        "index",
+        "key",
+        "label",
+        "selection",
+        "estimation",
+        "selection_draws",
+        "draws",
+        "selection_invalid",
+        "invalid",
+        "error",
+    ]
+    assert frame["index"].tolist() == [0, 1, 2, 3, 4, 5]
+    assert frame["draws"].tolist() == [10, 0, 10] * 2
+    assert list(frame["estimation"][3]) == [{"class": 1, "votes": 7}, {"class": 3, "votes": 3}]
+    assert frame["error"].isna().all()

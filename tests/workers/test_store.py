@@ -1,0 +1,399 @@
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from workers.store import LocalStore, ObjectMissing, Store, StoreError, open_store
+
+# --- What every store promises -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["folder"])
+def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Store]:
+    """Opens the same empty run of each kind of store, as often as asked."""
+    uris = {"folder": str(tmp_path / "runs" / "run")}
+    return lambda: open_store(uris[request.param])
+
+
+@pytest.fixture
+def store(reopen: Callable[[], Store]) -> Store:
+    return reopen()
+
+
+def keys(store: Store, prefix: str) -> list[str]:
+    return [stored.key for stored in store.list(prefix)]
+
+
+def test_created_content_is_read_back_by_another_client(store: Store, reopen: Callable[[], Store]) -> None:
+    content = bytes(range(256)) * 1000
+    assert store.create("counts/round=0/a", content) is True
+    assert reopen().read("counts/round=0/a") == content
+
+
+def test_an_object_may_be_empty(store: Store) -> None:
+    assert store.create("empty", b"") is True
+    assert store.read("empty") == b""
+    assert keys(store, "empty") == ["empty"]
+
+
+def test_a_second_create_changes_nothing_and_says_so(store: Store, reopen: Callable[[], Store]) -> None:
+    store.create("plan", b"first")
+    assert store.create("plan", b"second") is False
+    assert reopen().create("plan", b"third") is False
+    assert store.read("plan") == b"first"
+
+
+def test_create_works_again_after_a_delete(store: Store) -> None:
+    store.create("a", b"1")
+    store.delete("a")
+    assert store.create("a", b"2") is True
+    assert store.read("a") == b"2"
+
+
+def test_of_threads_that_create_the_same_object_one_wins(reopen: Callable[[], Store]) -> None:
+    racers, rounds = 8, 20
+    barrier = threading.Barrier(racers)
+
+    def race(racer: int) -> list[bool]:
+        store = reopen()
+        won = []
+        for number in range(rounds):
+            barrier.wait()
+            won.append(store.create(f"race/{number}", bytes([racer]) * 10_000))
+        return won
+
+    with ThreadPoolExecutor(racers) as pool:
+        results = list(pool.map(race, range(racers)))
+    for number in range(rounds):
+        winners = [racer for racer in range(racers) if results[racer][number]]
+        assert len(winners) == 1
+        assert reopen().read(f"race/{number}") == bytes(winners) * 10_000
+
+
+def test_a_reader_sees_an_object_whole_or_not_at_all(reopen: Callable[[], Store]) -> None:
+    versions = [bytes([version]) * 200_000 for version in range(20)]
+    reopen().create("a", versions[0])
+    seen: list[bytes] = []
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.is_set():
+            seen.append(reopen().read("a"))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    for version in versions:
+        reopen().replace("a", version)
+    done.set()
+    watcher.join()
+    assert seen
+    assert set(seen) <= set(versions)
+
+
+def test_replace_writes_a_new_object_and_over_an_old_one(store: Store) -> None:
+    store.replace("report", b"long first content")
+    assert store.read("report") == b"long first content"
+    store.replace("report", b"second")
+    assert store.read("report") == b"second"
+
+
+def test_create_does_not_touch_what_replace_wrote(store: Store) -> None:
+    store.replace("a", b"1")
+    assert store.create("a", b"2") is False
+    assert store.read("a") == b"1"
+
+
+def test_reading_what_is_not_there_names_run_and_key(store: Store) -> None:
+    with pytest.raises(ObjectMissing) as missing:
+        store.read("counts/nothing")
+    assert store.uri in str(missing.value)
+    assert "counts/nothing" in str(missing.value)
+
+
+def test_reading_below_an_object_is_missing_too(store: Store) -> None:
+    store.create("a", b"1")
+    with pytest.raises(ObjectMissing):
+        store.read("a/b")
+
+
+def test_deleting_is_idempotent(store: Store) -> None:
+    store.create("a", b"1")
+    store.delete("a")
+    store.delete("a")
+    store.delete("never/there")
+    assert keys(store, "a") == []
+
+
+def test_deleting_below_an_object_deletes_nothing(store: Store) -> None:
+    store.create("a", b"1")
+    store.delete("a/b")
+    assert store.read("a") == b"1"
+
+
+@pytest.mark.parametrize("prefix", ["counts/", "counts/round=0/", "nothing/", "plan", "c"])
+def test_an_empty_run_lists_nothing(store: Store, prefix: str) -> None:
+    assert keys(store, prefix) == []
+
+
+def test_a_listing_holds_the_keys_below_its_prefix_and_no_others(store: Store) -> None:
+    for key in ("counts/round=0/b", "counts/round=0/a", "counts/round=1/a", "countsx/a", "failed/a"):
+        store.create(key, b"1")
+    assert keys(store, "counts/") == ["counts/round=0/a", "counts/round=0/b", "counts/round=1/a"]
+    assert keys(store, "counts/round=0/") == ["counts/round=0/a", "counts/round=0/b"]
+    assert keys(store, "counts/round=0/a") == ["counts/round=0/a"]
+    assert keys(store, "counts") == ["counts/round=0/a", "counts/round=0/b", "counts/round=1/a", "countsx/a"]
+
+
+def test_a_listing_is_in_key_order(store: Store) -> None:
+    written = ["a/b/x", "a/b-c/x", "a-b/x", "a/10", "a/9"]
+    for key in written:
+        store.create(key, b"1")
+    assert keys(store, "a") == sorted(written)
+
+
+def test_a_listing_of_everything_is_every_object_of_this_run(store: Store) -> None:
+    open_store(f"{store.uri}-other").create("x", b"1")
+    store.create("plan", b"1")
+    store.create("counts/a", b"1")
+    assert keys(store, "") == ["counts/a", "plan"]
+
+
+def test_a_listing_tells_sizes_and_times(store: Store) -> None:
+    store.create("a", b"12345")
+    store.create("b", b"")
+    first, second = *store.list("a"), *store.list("b")
+    assert (first.size, second.size) == (5, 0)
+    assert 0 < first.modified <= second.modified
+
+
+def test_content_written_through_one_client_is_listed_by_another(store: Store, reopen: Callable[[], Store]) -> None:
+    store.create("counts/a", b"1")
+    assert keys(reopen(), "counts/") == ["counts/a"]
+    reopen().delete("counts/a")
+    assert keys(store, "counts/") == []
+
+
+# --- What a folder adds --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def folder(root: Path) -> LocalStore:
+    return LocalStore(root)
+
+
+def visible(root: Path) -> list[str]:
+    """Every file a person sees in the folder."""
+    files = (path.relative_to(root) for path in root.rglob("*") if path.is_file())
+    return sorted(path.as_posix() for path in files if not path.parts[0].startswith("."))
+
+
+def leftovers(root: Path) -> list[Path]:
+    return [path for path in root.rglob(".*/**/*") if path.is_file()]
+
+
+_RACER = """
+import sys
+from pathlib import Path
+from workers.store import LocalStore
+store, name = LocalStore(Path(sys.argv[1])), sys.argv[2]
+sys.stdin.readline()
+print(*(number for number in range(200) if store.create(f"race/{number}", name.encode() * 1000)))
+"""
+
+
+def test_of_processes_that_create_the_same_objects_one_wins_each(root: Path, folder: LocalStore) -> None:
+    names = "abcd"
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", _RACER, str(root), name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        for name in names
+    ]
+    for racer in racers:
+        assert racer.stdin is not None
+        racer.stdin.write("go\n")
+        racer.stdin.flush()
+    won = {name: racer.communicate()[0].split() for name, racer in zip(names, racers, strict=True)}
+    assert [racer.returncode for racer in racers] == [0] * 4
+    assert sorted(int(number) for numbers in won.values() for number in numbers) == list(range(200))
+    for name, numbers in won.items():
+        assert all(folder.read(f"race/{number}") == name.encode() * 1000 for number in numbers)
+
+
+def test_nothing_is_left_aside(root: Path, folder: LocalStore) -> None:
+    folder.create("a", b"1")
+    folder.create("a", b"2")
+    folder.replace("a", b"3")
+    assert leftovers(root) == []
+
+
+def test_a_crash_between_writing_and_naming_leaves_nothing_visible(
+    root: Path, folder: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "link", crash)
+    with pytest.raises(KeyboardInterrupt):
+        folder.create("counts/a", b"1")
+    assert visible(root) == []
+    assert keys(folder, "counts/") == []
+
+
+def test_a_file_system_without_hard_links_is_an_error_of_one_line(
+    root: Path, folder: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(StoreError, match="counts/a") as caught:
+        folder.create("counts/a", b"1")
+    assert len(str(caught.value).splitlines()) == 1
+    assert visible(root) == []
+    assert leftovers(root) == []
+
+
+def test_a_full_disk_leaves_nothing_behind(root: Path, folder: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    folder.create("a", b"1")
+    monkeypatch.setattr(os, "fsync", refuse)
+    for write in (folder.create, folder.replace):
+        with pytest.raises(StoreError, match="No space left"):
+            write("b", b"1")
+    assert visible(root) == ["a"]
+    assert leftovers(root) == []
+
+
+def test_content_and_name_are_on_disk_before_create_returns(
+    root: Path, folder: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    link, fsync = os.link, os.fsync
+
+    def recorded_link(source: Path, target: Path) -> None:
+        calls.append("name")
+        link(source, target)
+
+    def recorded_fsync(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        calls.append("folder" if path == root.resolve() else "content" if path.is_file() else str(path))
+        fsync(descriptor)
+
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("needs /proc to tell what is synchronised")
+    root.mkdir(parents=True)
+    monkeypatch.setattr(os, "link", recorded_link)
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    folder.create("a", b"1")
+    assert calls == ["content", "name", "folder"]
+
+
+def test_what_a_killed_writer_left_is_in_no_listing(root: Path, folder: LocalStore) -> None:
+    (root / ".tmp").mkdir(parents=True)
+    (root / ".tmp" / "0123").write_bytes(b"half an obj")
+    folder.create("counts/a", b"1")
+    for prefix in ("counts/", "c", "counts/a"):
+        assert keys(folder, prefix) == ["counts/a"]
+
+
+def blocked(root: Path) -> Iterator[tuple[str, LocalStore, str]]:
+    """Stores and keys that cannot be written by anyone, root included."""
+    file = root.parent / "file"
+    file.write_bytes(b"")
+    yield "the run is a file", LocalStore(file), "a"
+    yield "the run lies below a file", LocalStore(file / "run"), "a"
+    (root / "counts").mkdir(parents=True)
+    (root / "failed").write_bytes(b"")
+    yield "the key is a folder", LocalStore(root), "counts"
+    yield "the key's grandparent is a file", LocalStore(root), "failed/round=0/a"
+    yield "the key's folder is a file", LocalStore(root), "failed/a"
+
+
+@pytest.mark.parametrize("case", range(5))
+def test_what_cannot_be_written_is_a_store_error_of_one_line(root: Path, case: int) -> None:
+    why, store, key = list(blocked(root))[case]
+    if why != "the key is a folder":  # to create, what exists is no error
+        with pytest.raises(StoreError) as caught:
+            store.create(key, b"1")
+        assert len(str(caught.value).splitlines()) == 1, why
+        assert store.uri in str(caught.value)
+    with pytest.raises(StoreError) as caught:
+        store.replace(key, b"1")
+    assert len(str(caught.value).splitlines()) == 1, why
+    assert store.uri in str(caught.value)
+
+
+def test_a_folder_that_may_not_be_written_is_a_store_error_of_one_line(root: Path, folder: LocalStore) -> None:
+    root.mkdir(parents=True)
+    root.chmod(0o500)
+    try:
+        if os.access(root, os.W_OK):
+            pytest.skip("this user may write everywhere")
+        with pytest.raises(StoreError, match="Permission denied") as caught:
+            folder.create("a", b"1")
+        assert len(str(caught.value).splitlines()) == 1
+    finally:
+        root.chmod(0o700)
+
+
+def test_reading_a_folder_is_a_store_error_and_not_a_missing_object(root: Path, folder: LocalStore) -> None:
+    (root / "counts").mkdir(parents=True)
+    with pytest.raises(StoreError, match="directory") as caught:
+        folder.read("counts")
+    assert not isinstance(caught.value, ObjectMissing)
+
+
+def test_a_path_too_long_for_the_file_system_is_a_store_error(root: Path) -> None:
+    root.mkdir(parents=True)
+    store = LocalStore(root / ("x" * 300))
+    with pytest.raises(StoreError, match="too long"):
+        store.create("a", b"1")
+
+
+# --- Which store ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs", "http", "ftp"])
+def test_an_unknown_scheme_is_named(scheme: str) -> None:
+    with pytest.raises(StoreError, match=f"{scheme}://bucket/run") as caught:
+        open_store(f"{scheme}://bucket/run")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_path_and_its_file_uri_are_the_same_run(root: Path) -> None:
+    open_store(str(root)).create("a", b"1")
+    assert open_store(root.as_uri()).read("a") == b"1"
+
+
+def test_a_relative_path_stays_where_it_was_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = open_store("runs/a")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    store.create("x", b"1")
+    assert (tmp_path / "runs" / "a" / "x").read_bytes() == b"1"
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert open_store("~/run").uri == str(tmp_path / "run")

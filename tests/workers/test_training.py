@@ -1,0 +1,270 @@
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from tests.workers.samples import encoded, noise_image, write_mnist, write_parquet
+from workers.images import DatasetError, ImageSet
+from workers.settings import Digits, Mnist, Model, ParquetImages, Training
+from workers.training import STATE, Epoch, TrainJob, batch_noise, epoch_order, train
+
+
+class Recorder(nn.Module):
+    """Passes on to a network, and keeps what it was shown."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.shown: list[torch.Tensor] = []
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.shown.append(images.detach().clone())
+        logits: torch.Tensor = self.network(images)
+        return logits
+
+
+class Alone:
+    """``workers.training.Session`` in this process, as one of ``world_size`` workers; keeps all that is reported."""
+
+    def __init__(self, kept: Path, *, rank: int = 0, world_size: int = 1, restored: Path | None = None) -> None:
+        self.rank, self.world_size, self.device = rank, world_size, torch.device("cpu")
+        self.kept, self._restored = kept, restored
+        self.epochs: list[Epoch] = []
+        self.checkpoints: list[Path | None] = []
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        self.model = Recorder(model)
+        return self.model
+
+    def restored(self) -> Path | None:
+        return self._restored
+
+    def report(self, epoch: Epoch, checkpoint: Path | None) -> None:
+        self.epochs.append(epoch)
+        folder = None if checkpoint is None else self.kept / f"epoch-{epoch.epoch}"
+        if checkpoint is not None and folder is not None:
+            shutil.copytree(checkpoint, folder)
+        self.checkpoints.append(folder)
+
+    def state(self, epoch: int = -1) -> dict[str, Any]:
+        folder = self.checkpoints[epoch]
+        assert folder is not None
+        content: dict[str, Any] = torch.load(folder / STATE, weights_only=True)
+        return content
+
+    def gradients(self) -> list[torch.Tensor]:
+        return [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+
+
+@pytest.fixture(scope="module")
+def few_digits(digits: ImageSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """23 digits as MNIST's raw files, which open faster than the package."""
+    images = np.stack([digits.read(index)[0] for index in range(23)])
+    labels = digits.labels[:23].tolist()
+    return write_mnist(tmp_path_factory.mktemp("mnist"), (images, labels), (images, labels))
+
+
+@pytest.fixture
+def job(few_digits: Path) -> TrainJob:
+    training = Training(
+        dataset=Mnist(kind="mnist", path=few_digits, split="train"),
+        epochs=3,
+        batch_size=8,
+        learning_rate=0.01,
+        weight_decay=0.1,
+        seed=5,
+        precision="float32",
+    )
+    return TrainJob(
+        model=Model(name="tests.networks:tiny"), training=training, num_classes=10, sigma=0.5, gamma=1.0, threads=1
+    )
+
+
+def changed(job: TrainJob, **settings: Any) -> TrainJob:
+    return dataclasses.replace(job, training=job.training.model_copy(update=settings))
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+# --- Order and noise -----------------------------------------------------------------------------------------------
+
+
+@given(seed=st.integers(0, 2**63 - 1), epoch=st.integers(0, 1000), images=st.integers(0, 200))
+def test_an_epochs_order_is_a_permutation_and_repeatable(seed: int, epoch: int, images: int) -> None:
+    order = epoch_order(seed, epoch, images)
+    assert sorted(order.tolist()) == list(range(images))
+    assert np.array_equal(order, epoch_order(seed, epoch, images))
+
+
+def test_the_order_differs_by_epoch_and_by_seed() -> None:
+    orders = [epoch_order(seed, epoch, 50).tolist() for seed in range(3) for epoch in range(5)]
+    assert len({tuple(order) for order in orders}) == 15
+
+
+def test_noise_is_fresh_for_every_image_step_epoch_and_seed() -> None:
+    rows = torch.cat([batch_noise(seed, epoch, step, (4, 30)) for seed in (0, 1) for epoch in (0, 1) for step in (0, 1)])
+    assert len(torch.unique(rows, dim=0)) == 32
+    assert torch.equal(rows[:4], batch_noise(0, 0, 0, (4, 30)))
+
+
+def test_noise_is_standard_normal_float32() -> None:
+    noise = batch_noise(1, 2, 3, (100, 1, 28, 28))
+    assert noise.dtype == torch.float32
+    # 78 400 values: five standard errors.
+    assert abs(float(noise.mean())) < 5 / 280
+    assert abs(float(noise.std()) - 1) < 5 / 280 / 2**0.5
+
+
+# --- What the network is shown -------------------------------------------------------------------------------------
+
+
+def test_an_epoch_shows_whole_batches_in_its_order(job: TrainJob, digits: ImageSet, tmp_path: Path) -> None:
+    session = Alone(tmp_path)
+    train(changed(job, method="clean", epochs=2), session)
+    assert [len(batch) for batch in session.model.shown] == [8, 8] * 2  # 23 images: the last 7 of each order are left out
+    for epoch in range(2):
+        order = epoch_order(5, epoch, 23)[:16]
+        expected = torch.from_numpy(np.stack([digits.read(index) for index in order.tolist()])).float() / 255
+        assert torch.equal(torch.cat(session.model.shown[2 * epoch : 2 * epoch + 2]), expected)
+
+
+def test_noise_is_added_to_pixels_and_scaled_by_sigma(job: TrainJob, tmp_path: Path) -> None:
+    clean, noisy = Alone(tmp_path / "clean"), Alone(tmp_path / "noisy")
+    train(changed(job, method="clean", epochs=1), clean)
+    train(changed(job, method="gaussian", epochs=1, gamma=None), noisy)
+    for step, (image, shown) in enumerate(zip(clean.model.shown, noisy.model.shown, strict=True)):
+        assert torch.equal(shown, image + 0.5 * batch_noise(5, 0, step, tuple(image.shape)))
+
+
+def test_every_and_limit_choose_the_training_images(job: TrainJob, digits: ImageSet, tmp_path: Path) -> None:
+    dataset = job.training.dataset.model_copy(update={"every": 5, "limit": 3})
+    session = Alone(tmp_path)
+    train(changed(job, method="clean", epochs=1, dataset=dataset, batch_size=3), session)
+    shown = {image.numpy().tobytes() for image in (session.model.shown[0] * 255).round().to(torch.uint8)}
+    assert shown == {digits.read(index).tobytes() for index in (0, 5, 10)}
+
+
+def test_fewer_images_than_a_batch_are_one_batch(job: TrainJob, tmp_path: Path) -> None:
+    session = Alone(tmp_path)
+    train(changed(job, method="clean", epochs=1, batch_size=100), session)
+    assert [len(batch) for batch in session.model.shown] == [23]
+
+
+@pytest.mark.parametrize("method", ["clean", "gaussian", "stn"])
+def test_two_workers_shares_together_are_the_global_batch(job: TrainJob, tmp_path: Path, method: str) -> None:
+    asked = changed(job, method=method, epochs=2, batch_size=7, gamma=None)
+    alone = Alone(tmp_path / "alone")
+    shares = [Alone(tmp_path / str(rank), rank=rank, world_size=2) for rank in range(2)]
+    for session in (alone, *shares):
+        train(asked, session)
+    for whole, first, second in zip(*(session.model.shown for session in (alone, *shares)), strict=True):
+        halves = 2 if method == "stn" else 1  # stability training shows clean and noisy images at once
+        for part, own, other in zip(whole.chunk(halves), first.chunk(halves), second.chunk(halves), strict=True):
+            assert (len(own), len(other)) == (4, 3)
+            assert torch.equal(part[0::2], own)
+            assert torch.equal(part[1::2], other)
+
+
+def test_the_mean_of_two_workers_gradients_is_the_global_batchs(job: TrainJob, tmp_path: Path) -> None:
+    # One step of 7 images, 4 and 3: unequal shares are where a plain mean would be wrong.
+    asked = changed(job, epochs=1, batch_size=7, dataset=job.training.dataset.model_copy(update={"limit": 7}))
+    alone = Alone(tmp_path / "alone")
+    shares = [Alone(tmp_path / str(rank), rank=rank, world_size=2) for rank in range(2)]
+    for session in (alone, *shares):
+        train(asked, session)
+    for whole, first, second in zip(*(session.gradients() for session in (alone, *shares)), strict=True):
+        assert whole.abs().max() > 0
+        torch.testing.assert_close((first + second) / 2, whole, rtol=1e-4, atol=1e-6)
+
+
+def test_one_worker_keeps_the_checkpoints_and_all_report(job: TrainJob, tmp_path: Path) -> None:
+    shares = [Alone(tmp_path / str(rank), rank=rank, world_size=2) for rank in range(2)]
+    for session in shares:
+        train(job, session)
+    assert [[epoch.epoch for epoch in session.epochs] for session in shares] == [[1, 2, 3]] * 2
+    assert all(folder is not None for folder in shares[0].checkpoints)
+    assert shares[1].checkpoints == [None] * 3
+
+
+# --- Going on after an interruption --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("interrupted_after", [1, 2])
+@pytest.mark.parametrize("method", ["stn", "clean"])
+def test_resumed_training_ends_with_the_weights_of_uninterrupted_training(
+    job: TrainJob, tmp_path: Path, method: str, interrupted_after: int
+) -> None:
+    asked = changed(job, method=method, gamma=None)
+    straight = Alone(tmp_path / "straight")
+    train(asked, straight)
+    resumed = Alone(tmp_path / "resumed", restored=straight.checkpoints[interrupted_after - 1])
+    train(asked, resumed)
+    assert [epoch.epoch for epoch in resumed.epochs] == list(range(interrupted_after + 1, 4))
+    assert resumed.epochs == straight.epochs[interrupted_after:]
+    assert equal(resumed.state()["network"], straight.state()["network"])
+    assert not equal(straight.state()["network"], straight.state(interrupted_after - 1)["network"])
+
+
+def test_a_finished_training_has_nothing_left_to_do(job: TrainJob, tmp_path: Path) -> None:
+    straight = Alone(tmp_path / "straight")
+    train(job, straight)
+    again = Alone(tmp_path / "again", restored=straight.checkpoints[-1])
+    train(job, again)
+    assert again.epochs == []
+    assert equal(again.model.network.network.state_dict(), straight.state()["network"])
+
+
+def test_training_twice_gives_the_same_weights_and_another_seed_others(job: TrainJob, tmp_path: Path) -> None:
+    sessions = [Alone(tmp_path / str(number)) for number in range(3)]
+    for session, seed in zip(sessions, (5, 5, 6), strict=True):
+        train(changed(job, epochs=1, seed=seed), session)
+    first, second, third = (session.state()["network"] for session in sessions)
+    assert equal(first, second)
+    assert not equal(first, third)
+
+
+def test_the_models_own_checkpoint_is_where_the_result_goes_and_is_not_read(job: TrainJob, tmp_path: Path) -> None:
+    absent = job.model.model_copy(update={"checkpoint": tmp_path / "not written yet.pt"})
+    train(dataclasses.replace(changed(job, epochs=1), model=absent), Alone(tmp_path / "a"))
+
+
+def test_a_checkpoint_holds_the_bare_networks_names(job: TrainJob, tmp_path: Path) -> None:
+    session = Alone(tmp_path)
+    train(changed(job, epochs=1), session)
+    assert list(session.state()["network"]) == ["0.weight", "0.bias", "3.weight", "3.bias"]
+    assert session.state()["epoch"] == 1
+
+
+# --- Learning ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["stn", "gaussian", "clean"])
+def test_the_loss_on_digits_falls(job: TrainJob, tmp_path: Path, method: str) -> None:
+    session = Alone(tmp_path)
+    train(changed(job, method=method, gamma=None), session)
+    losses = [epoch.loss for epoch in session.epochs]
+    assert losses[0] > losses[1] > losses[2] > 0
+
+
+def test_training_on_the_packaged_digits_learns_them(job: TrainJob, tmp_path: Path) -> None:
+    dataset = Digits(kind="digits", split="train", limit=200)
+    session = Alone(tmp_path)
+    train(changed(job, dataset=dataset, batch_size=50), session)
+    assert session.epochs[-1].loss < 0.8 * session.epochs[0].loss
+
+
+def test_training_images_of_different_sizes_are_refused_with_what_to_set(job: TrainJob, tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "x.parquet", [encoded(noise_image(0, size=size)) for size in (8, 9)], [0, 1])
+    with pytest.raises(DatasetError, match=r"training\.dataset\.resize and crop"):
+        train(changed(job, dataset=ParquetImages(kind="parquet", path=path)), Alone(tmp_path))
