@@ -49,7 +49,7 @@ def estimate(resolved: Resolved) -> Estimate:
     threads = torch.get_num_threads()
     torch.set_num_threads(resources.threads_per_actor)
     try:
-        model = resolved.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = resolved.model.to(device)
         images = resolved.images.read(resolved.sample)[None]
 
         def probe(first_draw: int) -> None:

@@ -77,6 +77,7 @@ def count_votes(
     rows_per_call = batch_size or default_batch_size(pixels[0].numel() if len(pixels) else 1, place)
     votes = torch.zeros(len(pixels) * num_classes, dtype=torch.int64, device=place)
     pixels = pixels.to(place)
+    layout = _layout_of(model)
     noisy = torch.empty((rows_per_call, *pixels.shape[1:]), dtype=torch.float32, device=place)
     rows = product(range(len(pixels)), range(first_draw, first_draw + draws))
 
@@ -86,7 +87,7 @@ def count_votes(
             used = noisy[: len(batch)]
             noise.fill(used, (DrawId(seed, image_keys[image], phase, draw) for image, draw in batch))
             used += _to_unit_range(pixels[owner])
-            logits = model(_channels_last(noisy))
+            logits = model(noisy.contiguous(memory_format=layout))
             if logits.ndim != 2 or logits.shape != (rows_per_call, num_classes):
                 raise ValueError(
                     f"the model must return logits of shape ({rows_per_call}, {num_classes}) = (rows, num_classes), "
@@ -126,8 +127,12 @@ def _to_unit_range(pixels: torch.Tensor) -> torch.Tensor:
     return pixels.float().div_(255) if pixels.dtype == torch.uint8 else pixels
 
 
-def _channels_last(batch: torch.Tensor) -> torch.Tensor:
-    return batch.contiguous(memory_format=torch.channels_last)
+def _layout_of(model: nn.Module) -> torch.memory_format:
+    """Channels last where the model's weights are: faster there, and a model that calls ``view`` may not bear it."""
+    weights = [parameter for parameter in model.parameters() if parameter.ndim == 4 and not parameter.is_contiguous()]
+    if weights and all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights):
+        return torch.channels_last
+    return torch.contiguous_format
 
 
 def _chunks(rows: Iterator[tuple[int, int]], size: int) -> Iterator[list[tuple[int, int]]]:

@@ -51,8 +51,7 @@ class CountingActor:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._store = open_store(job.run)
         self._images = open_dataset(job.dataset)
-        model = load_model(job.model, job.num_classes)
-        self._model = model.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._model = load_model(job.model, job.num_classes).to(self._device)
 
     def ready(self) -> None:
         """Returns once the actor is up; a failure to start surfaces here."""

@@ -1,7 +1,7 @@
 """The training loop that runs, one copy per data-parallel worker, under Ray Train.
 
-The order of images and the noise are functions of (seed, epoch, step, position in the global batch): they do not depend
-on how many workers share a batch.
+The order of images and the noise are functions of (seed, epoch, step, position in the global batch): they depend neither
+on how many workers share a batch nor on interruptions. Dropout is a function of (seed, epoch, rank).
 """
 
 from __future__ import annotations
@@ -107,6 +107,8 @@ def train(job: TrainJob, session: Session) -> None:
     )
     for epoch in range(saved["epoch"] if saved else 0, settings.epochs):
         model.train()
+        # Dropout too follows from the epoch alone, so that a resumed training ends as an undisturbed one does.
+        torch.manual_seed(_dropout_seed(settings.seed, epoch, session.rank))
         order = epoch_order(settings.seed, epoch, len(pixels))
         loss_sum, seen = 0.0, 0
         for step in range(steps):
@@ -149,6 +151,10 @@ def batch_noise(seed: int, epoch: int, step: int, shape: tuple[int, ...]) -> tor
     """Standard normal noise of a global batch, float32, fresh for every image of every batch."""
     # The fourth number keeps this stream apart from the epoch's order.
     return torch.from_numpy(np.random.default_rng([seed, epoch, step, 1]).standard_normal(shape, dtype=np.float32))
+
+
+def _dropout_seed(seed: int, epoch: int, rank: int) -> int:
+    return int(np.random.SeedSequence([seed, epoch, rank, 2]).generate_state(1, np.uint64)[0])
 
 
 def _load(settings: Training) -> tuple[torch.Tensor, torch.Tensor]:

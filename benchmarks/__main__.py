@@ -1,0 +1,35 @@
+"""Run every benchmark, print one table, keep it as JSON with machine and versions."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import os
+import platform
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import counting, reducing
+from orchestrator.resolve import versions
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> None:
+    table = Table("what", "times as fast", "lowest - highest", "as", "takes")
+    found = []
+    for row in itertools.chain(counting.rows(), reducing.rows()):
+        found.append(row)
+        table.add_row(row.name, f"{row.ratio:.3g}", f"{row.lowest:.3g} - {row.highest:.3g}", row.against, row.detail)
+    Console().print(table)
+    RESULTS.mkdir(exist_ok=True)
+    machine = {"cpus": os.cpu_count(), "machine": platform.machine(), "system": platform.system()}
+    content = {"machine": machine, "versions": versions(), "rows": [dataclasses.asdict(row) for row in found]}
+    (RESULTS / "latest.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
