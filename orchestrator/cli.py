@@ -345,8 +345,9 @@ def reduce(
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder to write to. Default: the run; with several, here."
 )
+@_json_option
 @_command
-def report(runs: tuple[str, ...], out: Path | None) -> int:
+def report(runs: tuple[str, ...], out: Path | None, as_json: bool) -> int:
     """Table, curves.png and a self-contained report.html; several runs on one figure.
 
     Example: stn report runs/demo runs/sigma-0.5 --out comparison
@@ -359,10 +360,16 @@ def report(runs: tuple[str, ...], out: Path | None) -> int:
     figure = figure_png(loaded)
     target.replace(layout.FIGURE, figure)
     target.replace(layout.REPORT, report_html(loaded, figure).encode())
-    for run in loaded:
-        _print_curves(run)
-    click.echo(f"wrote {target.uri}/{layout.FIGURE}")
-    click.echo(f"wrote {target.uri}/{layout.REPORT}")
+    written = [f"{target.uri}/{name}" for name in (layout.FIGURE, layout.REPORT)]
+    if as_json:
+        click.echo(
+            json.dumps({"written": written, "curves": {run.name: run.reduced.curves.to_pylist() for run in loaded}})
+        )
+    else:
+        for run in loaded:
+            _print_curves(run)
+        for path in written:
+            click.echo(f"wrote {path}")
     return 0 if all(run.reduced.summary.complete for run in loaded) else EXIT_INCOMPLETE
 
 

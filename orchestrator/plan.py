@@ -140,13 +140,18 @@ class Plan:
             precision=resources.precision,
             threads=resources.threads_per_actor,
             import_paths=(str(Path.cwd()),),
-            provenance={
-                "identity": self.identity(),
-                "code_sha256": self.code_sha256,
-                "versions": dict(self.versions),
-                "precision": resources.precision,
-            },
+            provenance={**self.provenance(), "dtype": resources.precision},
         )
+
+    def provenance(self) -> dict[str, Any]:
+        """What every table of the run remembers. Where the run is kept and what worked on it is left out, so that the
+        same votes make the same bytes."""
+        return {
+            "spec": self.spec.model_dump(mode="json", exclude={"store", "resources"}),
+            "identity": self.identity(),
+            "code_sha256": self.code_sha256,
+            "versions": dict(self.versions),
+        }
 
 
 def difference(stored: Plan, asked: Plan) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 #: Seconds between two plain lines.
 _INTERVAL_S = 5.0
@@ -34,36 +35,51 @@ def meter(description: str, total: int, unit: str) -> Iterator[Meter]:
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn(unit + " {task.fields[rate]}"),
+            TextColumn("{task.fields[pace]}"),
             TimeElapsedColumn(),
-            TimeRemainingColumn(),
         )
         with Progress(*columns, console=console) as progress:
-            yield _Bar(progress, progress.add_task(description, total=total, rate=""), console)
+            yield _Bar(progress, description, total, unit)
     else:
         lines = _Lines(description, total, unit)
         yield lines
         lines.finish()
 
 
+class _Pace:
+    """Rate and time left, over all that was done so far: commits come in bursts, and a short window would jump."""
+
+    def __init__(self, total: int, unit: str) -> None:
+        self._total, self._unit = total, unit
+        self._start = time.monotonic()
+
+    def text(self, done: int) -> str:
+        rate = done / max(time.monotonic() - self._start, 1e-9)
+        left = (self._total - done) / rate if rate else math.nan
+        return f"{self._unit}, {rate:.3g}/s, {time_text(left)} left"
+
+
 class _Bar:
-    def __init__(self, progress: Progress, task: object, console: Console) -> None:
-        self._progress, self._task, self._console = progress, task, console
+    def __init__(self, progress: Progress, description: str, total: int, unit: str) -> None:
+        self._progress = progress
+        self._pace = _Pace(total, unit)
+        self._task = progress.add_task(description, total=total, pace=unit)
+        self._done = 0
 
     def advance(self, amount: int) -> None:
-        self._progress.advance(self._task, amount)  # type: ignore[arg-type]
-        speed = next(task for task in self._progress.tasks if task.id == self._task).speed
-        self._progress.update(self._task, rate=f"{speed:.1f}/s" if speed else "")  # type: ignore[arg-type]
+        self._done += amount
+        self._progress.update(self._task, advance=amount, pace=self._pace.text(self._done))
 
     def note(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False)
+        self._progress.console.print(text, markup=False, highlight=False)
 
 
 class _Lines:
     def __init__(self, description: str, total: int, unit: str) -> None:
-        self._description, self._total, self._unit = description, total, unit
+        self._description, self._total = description, total
+        self._pace = _Pace(total, unit)
         self._done = self._printed_done = 0
-        self._start = self._printed = time.monotonic()
+        self._printed = time.monotonic()
         self.note(f"{description}: {total} {unit}")
 
     def advance(self, amount: int) -> None:
@@ -81,14 +97,12 @@ class _Lines:
     def _print(self) -> None:
         self._printed = time.monotonic()
         self._printed_done = self._done
-        rate = self._done / max(self._printed - self._start, 1e-9)
-        left = (self._total - self._done) / rate if rate else float("nan")
-        self.note(f"{self._description}: {self._done}/{self._total} {self._unit}, {rate:.1f}/s, {time_text(left)} left")
+        self.note(f"{self._description}: {self._done}/{self._total} {self._pace.text(self._done)}")
 
 
 def time_text(seconds: float) -> str:
     """A duration for people: '42 s', '3 min 05 s', '2 h 07 min', '3 d 4 h'."""
-    if seconds != seconds:
+    if math.isnan(seconds):
         return "unknown"
     whole = round(seconds)
     minutes, s = divmod(whole, 60)

@@ -172,11 +172,12 @@ def reduce_run(store: Store, plan: Plan, view: View, observe: Callable[[int], No
                 abstained[name, protocol] += int((result.abstain & usable).sum())
                 writer.write_table(_rows(votes, result, correct, name, protocol, view.alpha))
             observe(1)
+        summary = Summary(plan.images, counted, failed, plan.images - counted - failed, majority_correct, invalid)
+        facts = {"view": asdict(view), "summary": asdict(summary), **plan.provenance()}
+        metadata = json.dumps({"schema_version": SCHEMA_VERSION, **facts}, sort_keys=True)
+        writer.add_key_value_metadata({_METADATA_KEY: metadata.encode()})
 
-    summary = Summary(plan.images, counted, failed, plan.images - counted - failed, majority_correct, invalid)
-    curves = _curves(view, summary, certified, abstained)
-    metadata = json.dumps({"schema_version": SCHEMA_VERSION, "view": asdict(view), "summary": asdict(summary)})
-    curves = curves.replace_schema_metadata({_METADATA_KEY: metadata.encode()})
+    curves = _curves(view, summary, certified, abstained).replace_schema_metadata({_METADATA_KEY: metadata.encode()})
     # Curves carry the view and are published last: while they exist, both tables are of that view.
     store.delete(folder + layout.CURVES)
     store.replace(folder + layout.CERTIFICATES, sink.getvalue())

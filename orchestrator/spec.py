@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -166,6 +167,10 @@ def _describe(error: ErrorDetails) -> str:
                 if tag is None
                 else (f"{kind}: got {tag!r}{did_you_mean(tag, tags)}; valid: {', '.join(tags)}")
             )
+        case "literal_error":
+            expected = error.get("ctx", {}).get("expected", "")
+            near = did_you_mean(str(error["input"]), re.findall(r"'([^']+)'", expected))
+            return f"{key}: got {error['input']!r}{near}; valid: {expected}"
         case "value_error":
             message = error["msg"].removeprefix("Value error, ")
             return f"{key}: {message}" if key else message
