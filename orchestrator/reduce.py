@@ -206,6 +206,15 @@ def published(store: Store, *, partial: bool = False) -> Reduced | None:
     raise RunError(f"{store.uri}/{folder}{layout.CURVES} was written by a newer version: update this installation")
 
 
+def read_certificates(store: Store, *, partial: bool = False) -> pa.Table:
+    """The table of certificates that the last reduce published. Raises RunError if it is missing or damaged."""
+    key = (layout.PARTIAL if partial else "") + layout.CERTIFICATES
+    try:
+        return pq.read_table(io.BytesIO(store.read(key)))
+    except (ObjectMissing, pa.ArrowException, OSError) as error:
+        raise RunError(f"{store.uri}/{key} is missing or damaged: run `stn reduce` again") from error
+
+
 def check_against(plan: Plan, view: View) -> None:
     """Raise SpecError unless ``view`` can be computed from this run's votes."""
     try:

@@ -5,21 +5,37 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from jinja2 import Environment
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from orchestrator.errors import RunError
 from orchestrator.plan import Plan
-from orchestrator.reduce import Reduced, published, read_plan
+from orchestrator.reduce import Reduced, published, read_certificates, read_plan
 from stn_core.confidence import PROTOCOLS
+from stn_core.curves import certified_correct
 from workers.store import Store
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Certified accuracy at every radius, not only at those asked for: a function that falls in steps.
+
+    Attributes:
+        radius: increasing, from 0, in [0, 1] pixel units; float64 (points,).
+        accuracy: certified accuracy from just above the radius before up to this one, (points,).
+    """
+
+    radius: NDArray[np.float64]
+    accuracy: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -29,12 +45,14 @@ class ReportedRun:
     Attributes:
         name: the run's last path component.
         plan: what it is.
-        reduced: its certificates and curves.
+        reduced: its view, summary and curves.
+        steps: the exact curve of each (certificate, protocol).
     """
 
     name: str
     plan: Plan
     reduced: Reduced
+    steps: Mapping[tuple[str, str], Steps]
 
     @property
     def title(self) -> str:
@@ -48,10 +66,29 @@ class ReportedRun:
 def load_run(store: Store) -> ReportedRun:
     """The run in ``store``, its partial view if it is incomplete. Raises RunError."""
     plan = read_plan(store)
-    reduced = published(store) or published(store, partial=True)
+    partial = published(store) is None
+    reduced = published(store, partial=partial)
     if reduced is None:
         raise RunError(f"{store.uri} has no certificates yet: run `stn reduce` first")
-    return ReportedRun(store.uri.rstrip("/").rsplit("/", 1)[-1], plan, reduced)
+    name = store.uri.rstrip("/").rsplit("/", 1)[-1]
+    return ReportedRun(name, plan, reduced, _steps(read_certificates(store, partial=partial), plan.images))
+
+
+def _steps(certificates: pa.Table, images: int) -> dict[tuple[str, str], Steps]:
+    """The exact curve of each (certificate, protocol), over ``images`` images."""
+    correct = certificates.filter(certificates["correct"])
+    lines = certificates.select(["certificate", "protocol"]).group_by(["certificate", "protocol"]).aggregate([])
+    found = {}
+    for line in lines.to_pylist():
+        own = pc.and_(
+            pc.equal(correct["certificate"], line["certificate"]), pc.equal(correct["protocol"], line["protocol"])
+        )
+        radius = correct.filter(own)["radius"].to_numpy()
+        steps = np.unique(np.concatenate([[0.0], radius]))
+        accuracy = certified_correct(radius, np.ones(len(radius), dtype=bool), steps) / images
+        # The last step falls to nothing.
+        found[line["certificate"], line["protocol"]] = Steps(np.append(steps, steps[-1]), np.append(accuracy, 0.0))
+    return found
 
 
 def curves_by_line(curves: pa.Table) -> dict[tuple[str, str], pa.Table]:
@@ -76,13 +113,13 @@ def figure_png(runs: Sequence[ReportedRun]) -> bytes:
     figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
     axes = figure.subplots()
     for run in runs:
-        for (certificate, protocol), curve in curves_by_line(run.reduced.curves).items():
+        for (certificate, protocol), steps in run.steps.items():
             label = f"{certificate.replace('_', ' ')}, {protocol}"
             if len(runs) > 1 or not run.reduced.summary.complete:
                 label = f"{run.title}: {label}"
             if not PROTOCOLS[protocol].rigorous:
                 label += " (not a guarantee)"
-            axes.plot(curve["radius"].to_numpy(), curve["certified_accuracy"].to_numpy(), marker=".", label=label)
+            axes.step(steps.radius, steps.accuracy, where="pre", label=label)
     norms = {norm for run in runs for norm in run.reduced.curves["norm"].to_pylist()}
     axes.set_xlabel(f"radius ({' and '.join(sorted(norms)).upper()}, pixels in [0, 1])")
     axes.set_ylabel("certified accuracy")
