@@ -105,7 +105,10 @@ def as_votes(
     counts = _as_counts(estimation, "estimation")
     images, classes = counts.shape
     total = counts.sum(axis=1)
-    trials = total if draws is None else np.broadcast_to(_as_integers(draws, "draws"), (images,))
+    trials = total if draws is None else _as_integers(draws, "draws")
+    if trials.shape not in ((), (images,)):
+        raise ValueError(f"draws must be one number or one per image, ({images},), got shape {trials.shape}")
+    trials = np.broadcast_to(trials, (images,))
     if np.any(trials < total):
         raise ValueError("draws must be at least the votes counted in every row of estimation")
     if np.any(trials < 1):

@@ -35,9 +35,13 @@ from scipy import special
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-#: Outward slack on every bound, relative: scipy's inverse incomplete beta is good to a few 1e-15, which the tests check
-#: against mpmath. Wide enough that rounding can never turn a bound inwards, far too narrow to cost any radius.
+#: Outward slack on every bound, relative. After polishing, bounds are good to some 1e-14, which the tests check against
+#: mpmath: wide enough that rounding never turns a bound inwards, far too narrow to cost any radius.
 _SLACK = 1e-13
+
+#: scipy's inverse incomplete beta is off by up to 1e-11 relative, its forward function is not: Newton mends the one by
+#: the other.
+_POLISH_STEPS = 2
 
 
 def lower_bound(successes: ArrayLike, trials: ArrayLike, error: ArrayLike) -> Floats:
@@ -57,6 +61,8 @@ def lower_bound(successes: ArrayLike, trials: ArrayLike, error: ArrayLike) -> Fl
     k, n, error = _checked(successes, trials, error)
     with np.errstate(divide="ignore", invalid="ignore"):
         bound = special.betaincinv(k, n - k + 1, error)
+        for _ in range(_POLISH_STEPS):
+            bound = bound - (special.betainc(k, n - k + 1, bound) - error) / _beta_density(k, n - k + 1, bound)
     return np.where(k == 0, 0.0, bound * (1 - _SLACK))
 
 
@@ -65,7 +71,13 @@ def upper_bound(successes: ArrayLike, trials: ArrayLike, error: ArrayLike) -> Fl
     k, n, error = _checked(successes, trials, error)
     with np.errstate(divide="ignore", invalid="ignore"):
         bound = special.betainccinv(k + 1, n - k, error)
+        for _ in range(_POLISH_STEPS):
+            bound = bound + (special.betaincc(k + 1, n - k, bound) - error) / _beta_density(k + 1, n - k, bound)
     return np.where(k == n, 1.0, np.minimum(1.0, bound * (1 + _SLACK)))
+
+
+def _beta_density(a: Floats, b: Floats, x: Floats) -> Floats:
+    return np.exp((a - 1) * np.log(x) + (b - 1) * np.log1p(-x) - special.betaln(a, b))
 
 
 @dataclass(frozen=True)

@@ -18,5 +18,7 @@ def certified_correct(radius: ArrayLike, correct: ArrayLike, radii: ArrayLike) -
         int64 (points,): images that are correct with ``radius >= r``. Divide by *all* images, the failed and missing
         ones included, to get certified accuracy.
     """
-    kept = np.sort(np.asarray(radius, dtype=np.float64)[np.asarray(correct, dtype=bool)])
+    values = np.asarray(radius, dtype=np.float64)
+    # NaN sorts as if it were larger than any radius: it certifies nothing.
+    kept = np.sort(values[np.asarray(correct, dtype=bool) & ~np.isnan(values)])
     return len(kept) - np.searchsorted(kept, np.asarray(radii, dtype=np.float64), side="left")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import product
-from typing import Literal
+from typing import Literal, SupportsIndex, get_args
 
 import numpy as np
 import torch
@@ -62,7 +63,8 @@ def count_votes(
         ValueError: an argument does not fit the description above, or the model's output does not.
     """
     pixels = _as_pixels(images)
-    image_keys = [int(key) for key in keys]
+    image_keys = [_integer(key, "keys") for key in keys]
+    draws, first_draw = _integer(draws, "draws"), _integer(first_draw, "first_draw")
     if len(image_keys) != len(pixels):
         raise ValueError(f"keys must name every image: {len(pixels)} images, {len(image_keys)} keys")
     if draws < 0 or first_draw < 0:
@@ -71,7 +73,9 @@ def count_votes(
         raise ValueError(f"num_classes must be at least 2, got {num_classes}")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    check_identity(seed, image_keys)
+    if phase not in get_args(Phase):
+        raise ValueError(f"phase must be selection or estimation, got {phase!r}")
+    check_identity(_integer(seed, "seed"), image_keys)
 
     place = torch.device(device) if device is not None else _device_of(model)
     rows_per_call = batch_size or default_batch_size(pixels[0].numel() if len(pixels) else 1, place)
@@ -109,7 +113,16 @@ def default_batch_size(pixels_per_image: int, device: torch.device) -> int:
     return 1 << (rows.bit_length() - 1)
 
 
+def _integer(value: SupportsIndex, name: str) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be whole numbers, got {value!r}") from None
+
+
 def _as_pixels(images: torch.Tensor | np.ndarray) -> torch.Tensor:
+    if isinstance(images, np.ndarray) and not images.flags.writeable:
+        images = images.copy()  # torch warns of arrays it could not write to, as Arrow's are
     pixels = torch.as_tensor(images)
     if pixels.ndim != 4:
         raise ValueError(f"images must be (images, channels, height, width), got shape {tuple(pixels.shape)}")

@@ -15,22 +15,20 @@ from stn_core.certificates.certificate import Certificate, Floats
 _SLACK = 1e-14
 
 
-def _quantile_below(p: Floats) -> Floats:
-    """A number no larger than the standard normal quantile of p."""
-    quantile = special.ndtri(p)
-    return np.where(np.isfinite(quantile), quantile - _SLACK * (1 + np.abs(quantile)), quantile)
+def _below(quantile: Floats) -> Floats:
+    """The quantile, rounded downwards; infinite ones stay."""
+    with np.errstate(invalid="ignore"):
+        return np.where(np.isfinite(quantile), quantile - _SLACK * (1 + np.abs(quantile)), quantile)
 
 
 def one_class(p1_lower: Floats, p2_upper: Floats) -> Floats:
     """Radius at sigma = 1 from p1_lower alone."""
-    return np.maximum(_quantile_below(p1_lower), 0.0)
+    return np.maximum(_below(special.ndtri(p1_lower)), 0.0)
 
 
 def two_class(p1_lower: Floats, p2_upper: Floats) -> Floats:
-    """Radius at sigma = 1 from both bounds. The quantile of p2 is minus that of 1 - p2, so it is rounded upwards."""
-    above = -special.ndtri(p2_upper)
-    above = np.where(np.isfinite(above), above - _SLACK * (1 + np.abs(above)), above)
-    return np.maximum((_quantile_below(p1_lower) + above) / 2, 0.0)
+    """Radius at sigma = 1 from both bounds."""
+    return np.maximum((_below(special.ndtri(p1_lower)) + _below(-special.ndtri(p2_upper))) / 2, 0.0)
 
 
 ONE_CLASS = Certificate(

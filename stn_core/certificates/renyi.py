@@ -55,7 +55,7 @@ class _Objective:
     """-log(1 - p1 - p2 + 2M) / alpha as a function of beta = alpha - 1, for vectors p1 > p2."""
 
     def __init__(self, p1: Floats, p2: Floats) -> None:
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             close = p1 < 2 * p2
             # log(p1 / p2), exact to rounding also where p1 and p2 nearly agree.
             self._t = np.where(close, np.log1p((p1 - p2) / p2), np.log(p1) - np.log(p2))

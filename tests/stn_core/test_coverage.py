@@ -52,7 +52,7 @@ def is_false(certified: Certified, truth: Floats, certificate: str) -> NDArray[n
 def probabilities_of_selecting(truth: Floats) -> Floats:
     """The probability that each class gets most selection votes; ties to the lowest."""
     selection = outcomes(SELECTION_DRAWS, len(truth))
-    return np.bincount(selection.argmax(axis=1), probabilities_of(selection, truth), minlength=len(truth))
+    return np.bincount(selection.argmax(axis=1), probabilities_of(selection, truth), len(truth)).astype(np.float64)
 
 
 def false_probability(protocol: str, certificate: str, truths: list[Floats], draws: int, alpha: float) -> float:
@@ -71,7 +71,11 @@ def false_probability(protocol: str, certificate: str, truths: list[Floats], dra
     worst = 0.0
     for truth, false_for in zip(truths, false, strict=True):
         by_chosen = false_for @ probabilities_of(votes, truth)
-        worst = max(worst, by_chosen @ probabilities_of_selecting(truth) if protocol == "split" else by_chosen.max())
+        if protocol == "split":
+            by_chosen = by_chosen * probabilities_of_selecting(truth)
+            worst = max(worst, float(by_chosen.sum()))
+        else:
+            worst = max(worst, float(by_chosen.max()))
     return worst
 
 
