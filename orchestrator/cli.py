@@ -382,14 +382,15 @@ def _print_curves(run: Any) -> None:
     table = Table(title=f"certified accuracy, {run.title}", title_justify="left")
     table.add_column("radius", justify="right")
     for column in content["columns"]:
-        table.add_column(column.replace("_", " "), justify="right")
+        table.add_column(column, justify="right")
     for row in content["rows"]:
         table.add_row(*row)
     console = Console()
     console.print(table)
     console.print(
-        f"{summary.images} images, {summary.failed} failed, {summary.missing} missing; alpha = {view.alpha:g}; "
-        f"natural accuracy by majority vote {percent(summary.majority_correct / summary.images)}",
+        f"{summary.images} images, {summary.failed} failed, {summary.missing} missing; "
+        f"protocol {' and '.join(view.protocols)}, alpha = {view.alpha:g}\n"
+        f"natural accuracy by majority of the votes: {percent(summary.majority_correct / summary.images)}",
         highlight=False,
     )
 

@@ -102,6 +102,12 @@ def curves_by_line(curves: pa.Table) -> dict[tuple[str, str], pa.Table]:
     }
 
 
+def line_name(run: ReportedRun, certificate: str, protocol: str) -> str:
+    """A line's name for people; the protocol only where the run has several."""
+    name = certificate.replace("_", " ")
+    return name if len(run.reduced.view.protocols) == 1 else f"{name}, {protocol}"
+
+
 def percent(fraction: float) -> str:
     """A fraction in percent, one decimal, never rounded up: 0.69999 is 69.9 %."""
     # The nudge undoes the error of a decimal such as 0.29 * 1000 = 289.99999999999994.
@@ -114,7 +120,7 @@ def figure_png(runs: Sequence[ReportedRun]) -> bytes:
     axes = figure.subplots()
     for run in runs:
         for (certificate, protocol), steps in run.steps.items():
-            label = f"{certificate.replace('_', ' ')}, {protocol}"
+            label = line_name(run, certificate, protocol)
             if len(runs) > 1 or not run.reduced.summary.complete:
                 label = f"{run.title}: {label}"
             if not PROTOCOLS[protocol].rigorous:
@@ -149,7 +155,7 @@ def report_html(runs: Sequence[ReportedRun], figure: bytes) -> str:
 def radius_table(run: ReportedRun) -> dict[str, Any]:
     """Certified accuracy by radius: ``columns`` (names) and ``rows`` (radius, then one cell per column)."""
     lines = curves_by_line(run.reduced.curves)
-    columns = [f"{certificate}, {protocol}" for certificate, protocol in lines]
+    columns = [line_name(run, *line) for line in lines]
     accuracies = [curve["certified_accuracy"].to_pylist() for curve in lines.values()]
     rows = [
         [f"{radius:g}", *(percent(accuracy[i]) for accuracy in accuracies)]

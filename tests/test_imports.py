@@ -70,7 +70,19 @@ def test_every_package_is_looked_at() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["workers", "orchestrator", "ray", "boto3", "pyarrow", "pydantic", "click", "rich", "matplotlib", "time", "datetime"],
+    [
+        "workers",
+        "orchestrator",
+        "ray",
+        "boto3",
+        "pyarrow",
+        "pydantic",
+        "click",
+        "rich",
+        "matplotlib",
+        "time",
+        "datetime",
+    ],
 )
 def test_stn_core_is_mathematics_and_torch_alone(name: str) -> None:
     assert importers("stn_core", name) == set()
@@ -125,7 +137,9 @@ def test_every_module_lies_in_a_package() -> None:
 
 def test_pyproject_ships_every_file_that_is_no_module() -> None:
     data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    shipped = {path for package, patterns in data.items() for pattern in patterns for path in (ROOT / package).glob(pattern)}
+    shipped = {
+        path for package, patterns in data.items() for pattern in patterns for path in (ROOT / package).glob(pattern)
+    }
     others = {
         path
         for package in PACKAGES

@@ -63,7 +63,7 @@ def load_model(model: Model, num_classes: int) -> Normalized:
     network = build_network(model.name, num_classes)
     if ":" not in model.name:
         # Faster on every device. The user's own networks keep their layout: one that calls `view` could not bear it.
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = network.to(memory_format=torch.channels_last)
     if model.checkpoint is not None:
         load_weights(network, model.checkpoint)
     if model.normalization is None:

@@ -1,7 +1,7 @@
 """The training loop that runs, one copy per data-parallel worker, under Ray Train.
 
-The order of images and the noise are functions of (seed, epoch, step, position in the global batch): they depend neither
-on how many workers share a batch nor on interruptions. Dropout is a function of (seed, epoch, rank).
+The order of images and the noise are functions of (seed, epoch, step, position in the global batch): they depend
+neither on how many workers share a batch nor on interruptions. Dropout is a function of (seed, epoch, rank).
 """
 
 from __future__ import annotations

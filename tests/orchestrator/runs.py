@@ -33,6 +33,11 @@ def digits_spec(**sections: Any) -> dict[str, Any]:
     }
 
 
+def mnist_spec(root: Path, **sections: Any) -> dict[str, Any]:
+    """A spec of the first 20 images in MNIST's raw files."""
+    return digits_spec(**{"dataset": {"kind": "mnist", "path": str(root), "limit": 20}, **sections})
+
+
 def parquet_spec(path: Path, **sections: Any) -> dict[str, Any]:
     """A spec of the RGB images in a Parquet file of labels up to 9."""
     return digits_spec(

@@ -207,7 +207,7 @@ def test_a_failed_shard_is_tried_again_after_the_others() -> None:
 
 def test_max_failures_in_a_row_end_it_all() -> None:
     pool = FakePool(lambda shard, before: "fail")
-    with pytest.raises(WorkersError, match="5 shards in a row failed.* is cursed"):
+    with pytest.raises(WorkersError, match=r"5 shards in a row failed.* is cursed"):
         run(pool, range(100), max_failures=5)
     assert pool.begun.total() == 5
 
@@ -350,9 +350,7 @@ def test_counted_and_given_up_are_all_shards_and_none_is_both(
     assert pool.most_workers <= workers
 
 
-@given(
-    lengths=st.lists(st.integers(0, 4), max_size=6), shards=st.integers(0, 30), in_flight=st.integers(1, 4)
-)
+@given(lengths=st.lists(st.integers(0, 4), max_size=6), shards=st.integers(0, 30), in_flight=st.integers(1, 4))
 def test_assignments_fill_the_shortest_queues_first(lengths: list[int], shards: int, in_flight: int) -> None:
     queues = {worker: [100] * min(length, in_flight) for worker, length in enumerate(lengths)}
     pending = deque(range(shards))

@@ -12,8 +12,8 @@ from orchestrator.resolve import Resolved, code_sha256, resolve, versions
 from orchestrator.spec import validate
 from stn_core.models import build_network, weights_sha256
 from tests.networks import tiny
-from tests.orchestrator.runs import MadeRun, digits_spec, parquet_spec
-from tests.workers.samples import encoded, noise_image, write_parquet
+from tests.orchestrator.runs import MadeRun, digits_spec, mnist_spec, parquet_spec
+from tests.workers.samples import encoded, noise_image, write_folder, write_parquet
 
 
 def resolved(spec: dict[str, Any]) -> Resolved:
@@ -30,8 +30,8 @@ def refusal(spec: dict[str, Any]) -> str:
 
 @pytest.fixture
 def digits(few_digits: Path) -> dict[str, Any]:
-    """A spec of 12 digits that opens fast."""
-    return digits_spec(dataset={"kind": "mnist", "path": str(few_digits)})
+    """A spec of 20 digits that opens fast."""
+    return mnist_spec(few_digits)
 
 
 def images(path: Path, contents: list[bytes], labels: list[int] | None = None) -> Path:
@@ -46,11 +46,16 @@ GOOD = [encoded(noise_image(seed)) for seed in range(10)]
 
 def test_a_plan_of_digits_and_a_network_holds_their_facts(made: MadeRun) -> None:
     plan = made.plan
-    assert (plan.dataset_size, plan.images, plan.num_classes) == (500, 20, 10)
+    assert (plan.dataset_size, plan.images, plan.num_classes) == (25, 20, 10)
     assert (plan.image_shape, plan.shard_size, plan.shards) == ((1, 28, 28), 8, 3)
     assert plan.model_sha256 == weights_sha256(tiny())
     assert len(plan.dataset_sha256) == 64
     assert set(plan.versions) >= {"python", "stn", "torch", "numpy"}
+
+
+def test_the_packaged_digits_resolve() -> None:
+    plan = resolved(digits_spec()).plan
+    assert (plan.dataset_size, plan.images, plan.num_classes, plan.image_shape) == (500, 20, 10, (1, 28, 28))
 
 
 def test_resolving_twice_gives_the_same_plan(digits: dict[str, Any]) -> None:
@@ -189,9 +194,12 @@ def test_a_network_that_returns_no_tensor_is_refused(digits: dict[str, Any]) -> 
 
 
 def test_images_that_are_all_broken_are_refused(tmp_path: Path) -> None:
-    message = refusal(parquet_spec(images(tmp_path, [b"junk"] * 10)))
-    assert "no images to certify" in message
-    assert "decoded" in message
+    write_folder(tmp_path / "folder", {f"{label}/1.png": b"junk" for label in range(10)})
+    folder = {"kind": "image_folder", "path": str(tmp_path / "folder")}
+    for spec in (parquet_spec(images(tmp_path, [b"junk"] * 10)), digits_spec(dataset=folder)):
+        message = refusal(spec)
+        assert "no images to certify" in message
+        assert "decoded" in message
 
 
 @pytest.mark.parametrize(

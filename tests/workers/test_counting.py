@@ -39,7 +39,9 @@ JOB = CountJob(
 )
 
 
-def counted(job: CountJob, images: ImageSet, shards: Sequence[int] = (0,), network: nn.Module | None = None) -> pa.Table:
+def counted(
+    job: CountJob, images: ImageSet, shards: Sequence[int] = (0,), network: nn.Module | None = None
+) -> pa.Table:
     """The rows of some shards, sorted by index."""
     model = load_model(job.model, job.num_classes) if network is None else network
     return pa.concat_tables(count_shard(job, shard, images, model, CPU) for shard in shards).sort_by("index")
@@ -119,7 +121,10 @@ def test_neither_phase_depends_on_how_many_draws_the_other_has(whole: pa.Table, 
 
 def test_nan_logits_vote_for_no_class_and_are_counted(digits: ImageSet) -> None:
     rows = counted(dataclasses.replace(JOB, model=Model(name="tests.networks:nan")), digits, network=nan())
-    for phase, draws, invalid in (("estimation", "draws", "invalid"), ("selection", "selection_draws", "selection_invalid")):
+    for phase, draws, invalid in (
+        ("estimation", "draws", "invalid"),
+        ("selection", "selection_draws", "selection_invalid"),
+    ):
         lost = rows[invalid].to_numpy()
         assert lost.sum() > 0
         assert np.array_equal(dense(rows[phase], 10).sum(axis=1) + lost, rows[draws].to_numpy())

@@ -134,7 +134,14 @@ def test_bytes_that_are_no_parquet_are_refused(content: bytes) -> None:
 
 @pytest.mark.parametrize(
     "metadata",
-    [None, {}, {"schema_version": None}, {"schema_version": SCHEMA_VERSION}, {"schema_version": "1"}, ["schema_version"]],
+    [
+        None,
+        {},
+        {"schema_version": None},
+        {"schema_version": SCHEMA_VERSION},
+        {"schema_version": "1"},
+        ["schema_version"],
+    ],
     ids=json.dumps,
 )
 def test_a_table_of_something_else_is_refused(metadata: Any) -> None:

@@ -185,7 +185,13 @@ def test_a_link_to_nowhere_is_unreadable_and_the_others_are_not(tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("resize", "crop", "shape"),
-    [(None, None, (3, 12, 24)), (6, None, (3, 6, 12)), (6, 4, (3, 4, 4)), (None, 10, (3, 10, 10)), (24, 24, (3, 24, 24))],
+    [
+        (None, None, (3, 12, 24)),
+        (6, None, (3, 6, 12)),
+        (6, 4, (3, 4, 4)),
+        (None, 10, (3, 10, 10)),
+        (24, 24, (3, 24, 24)),
+    ],
 )
 def test_resize_sets_the_shorter_side_and_crop_both(
     tmp_path: Path, resize: int | None, crop: int | None, shape: tuple[int, int, int]
@@ -217,16 +223,14 @@ def test_images_of_every_mode_become_rgb(tmp_path: Path, mode: str) -> None:
 
 def test_a_folder_without_images_is_a_dataset_error(tmp_path: Path) -> None:
     (tmp_path / "cat").mkdir()
-    with pytest.raises(DatasetError, match="dataset.path .*CLASS/FILE"):
+    with pytest.raises(DatasetError, match=r"dataset\.path .*CLASS/FILE"):
         folder(tmp_path, {"outside.png": b"", "cat/notes.txt": b""})
 
 
 @pytest.mark.parametrize("kind", [ImageFolder, ParquetImages])
-def test_a_path_to_nothing_is_a_dataset_error(
-    tmp_path: Path, kind: type[ImageFolder] | type[ParquetImages]
-) -> None:
+def test_a_path_to_nothing_is_a_dataset_error(tmp_path: Path, kind: type[ImageFolder] | type[ParquetImages]) -> None:
     name = {ImageFolder: "image_folder", ParquetImages: "parquet"}[kind]
-    with pytest.raises(DatasetError, match="dataset.path") as caught:
+    with pytest.raises(DatasetError, match=r"dataset\.path") as caught:
         open_dataset(kind.model_validate({"kind": name, "path": tmp_path / "nowhere"}))
     assert str(tmp_path / "nowhere") in str(caught.value)
 

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -316,31 +316,33 @@ def test_what_a_killed_writer_left_is_in_no_listing(root: Path, folder: LocalSto
         assert keys(folder, prefix) == ["counts/a"]
 
 
-def blocked(root: Path) -> Iterator[tuple[str, LocalStore, str]]:
-    """Stores and keys that cannot be written by anyone, root included."""
-    file = root.parent / "file"
-    file.write_bytes(b"")
-    yield "the run is a file", LocalStore(file), "a"
-    yield "the run lies below a file", LocalStore(file / "run"), "a"
+BLOCKED = ("run is a file", "run is below a file", "key is a folder", "folder's folder is a file", "folder is a file")
+
+
+def blocked(root: Path, why: str) -> tuple[LocalStore, str]:
+    """A store and a key that nobody can write, root included."""
     (root / "counts").mkdir(parents=True)
-    (root / "failed").write_bytes(b"")
-    yield "the key is a folder", LocalStore(root), "counts"
-    yield "the key's grandparent is a file", LocalStore(root), "failed/round=0/a"
-    yield "the key's folder is a file", LocalStore(root), "failed/a"
+    for file in (root / "failed", root / "file"):
+        file.write_bytes(b"")
+    cases = (
+        (LocalStore(root / "file"), "a"),
+        (LocalStore(root / "file" / "run"), "a"),
+        (LocalStore(root), "counts"),
+        (LocalStore(root), "failed/round=0/a"),
+        (LocalStore(root), "failed/a"),
+    )
+    return cases[BLOCKED.index(why)]
 
 
-@pytest.mark.parametrize("case", range(5))
-def test_what_cannot_be_written_is_a_store_error_of_one_line(root: Path, case: int) -> None:
-    why, store, key = list(blocked(root))[case]
-    if why != "the key is a folder":  # to create, what exists is no error
+@pytest.mark.parametrize("why", BLOCKED)
+def test_what_cannot_be_written_is_a_store_error_of_one_line(root: Path, why: str) -> None:
+    store, key = blocked(root, why)
+    writes = [store.replace] if why == "key is a folder" else [store.create, store.replace]
+    for write in writes:
         with pytest.raises(StoreError) as caught:
-            store.create(key, b"1")
-        assert len(str(caught.value).splitlines()) == 1, why
+            write(key, b"1")
+        assert len(str(caught.value).splitlines()) == 1
         assert store.uri in str(caught.value)
-    with pytest.raises(StoreError) as caught:
-        store.replace(key, b"1")
-    assert len(str(caught.value).splitlines()) == 1, why
-    assert store.uri in str(caught.value)
 
 
 def test_a_folder_that_may_not_be_written_is_a_store_error_of_one_line(root: Path, folder: LocalStore) -> None:

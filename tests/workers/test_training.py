@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from tests.networks import tiny
 from tests.workers.samples import encoded, noise_image, write_mnist, write_parquet
 from workers.images import DatasetError, ImageSet
 from workers.settings import Digits, Mnist, Model, ParquetImages, Training
@@ -113,7 +114,9 @@ def test_the_order_differs_by_epoch_and_by_seed() -> None:
 
 
 def test_noise_is_fresh_for_every_image_step_epoch_and_seed() -> None:
-    rows = torch.cat([batch_noise(seed, epoch, step, (4, 30)) for seed in (0, 1) for epoch in (0, 1) for step in (0, 1)])
+    rows = torch.cat(
+        [batch_noise(seed, epoch, step, (4, 30)) for seed in (0, 1) for epoch in (0, 1) for step in (0, 1)]
+    )
     assert len(torch.unique(rows, dim=0)) == 32
     assert torch.equal(rows[:4], batch_noise(0, 0, 0, (4, 30)))
 
@@ -132,7 +135,10 @@ def test_noise_is_standard_normal_float32() -> None:
 def test_an_epoch_shows_whole_batches_in_its_order(job: TrainJob, digits: ImageSet, tmp_path: Path) -> None:
     session = Alone(tmp_path)
     train(changed(job, method="clean", epochs=2), session)
-    assert [len(batch) for batch in session.model.shown] == [8, 8] * 2  # 23 images: the last 7 of each order are left out
+    assert [len(batch) for batch in session.model.shown] == [
+        8,
+        8,
+    ] * 2  # 23 images: the last 7 of each order are left out
     for epoch in range(2):
         order = epoch_order(5, epoch, 23)[:16]
         expected = torch.from_numpy(np.stack([digits.read(index) for index in order.tolist()])).float() / 255
@@ -200,12 +206,25 @@ def test_one_worker_keeps_the_checkpoints_and_all_report(job: TrainJob, tmp_path
 # --- Going on after an interruption --------------------------------------------------------------------------------
 
 
+def with_dropout() -> nn.Module:
+    """``tiny``, half of its features dropped while training."""
+    *layers, last = tiny()
+    return nn.Sequential(*layers, nn.Dropout(0.5), last)
+
+
 @pytest.mark.parametrize("interrupted_after", [1, 2])
-@pytest.mark.parametrize("method", ["stn", "clean"])
+@pytest.mark.parametrize(
+    ("method", "network"),
+    [
+        ("stn", "tests.networks:tiny"),
+        ("clean", "tests.networks:tiny"),
+        ("stn", "tests.workers.test_training:with_dropout"),
+    ],
+)
 def test_resumed_training_ends_with_the_weights_of_uninterrupted_training(
-    job: TrainJob, tmp_path: Path, method: str, interrupted_after: int
+    job: TrainJob, tmp_path: Path, method: str, network: str, interrupted_after: int
 ) -> None:
-    asked = changed(job, method=method, gamma=None)
+    asked = dataclasses.replace(changed(job, method=method, gamma=None), model=Model(name=network))
     straight = Alone(tmp_path / "straight")
     train(asked, straight)
     resumed = Alone(tmp_path / "resumed", restored=straight.checkpoints[interrupted_after - 1])

@@ -1,0 +1,457 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner, Result
+from torch import nn
+
+from orchestrator.cli import main
+from tests.networks import tiny
+from tests.orchestrator.runs import MadeRun, mnist_spec
+from workers import layout
+
+COMMANDS = ("train", "plan", "certify", "status", "reduce", "report")
+
+
+@pytest.fixture(autouse=True)
+def _process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each test in a folder of its own, and what the commands do to their process undone."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delenv("STN_TRACEBACK", raising=False)
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
+def stn(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def files(root: Path) -> list[str]:
+    return sorted(path.relative_to(root).as_posix() for path in root.rglob("*"))
+
+
+@pytest.fixture
+def spec(few_digits: Path, tmp_path: Path) -> Path:
+    """The spec of the run ``made``."""
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(mnist_spec(few_digits, store={"run": str(tmp_path / "whole")})))
+    return path
+
+
+@pytest.fixture
+def whole(made: MadeRun, tmp_path: Path) -> Path:
+    """A run whose votes are all counted."""
+    return Path(made.write(tmp_path / "whole").uri)
+
+
+@pytest.fixture
+def half(made: MadeRun, tmp_path: Path) -> Path:
+    """A run that misses its second shard."""
+    return Path(made.write(tmp_path / "half", [0, 2]).uri)
+
+
+# --- Help ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_command_is_known_here() -> None:
+    assert set(main.commands) == set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    result = stn(command, "--help")
+    assert result.exit_code == 0
+    assert f"Example: stn {command} " in " ".join(result.stdout.split())
+    assert stn(command, "-h").stdout == result.stdout
+
+
+def test_the_help_of_all_lists_every_command_and_the_exit_codes() -> None:
+    result = stn("--help")
+    assert result.exit_code == 0
+    assert all(command in result.stdout for command in COMMANDS)
+    assert "Exit codes: 0 complete; 2 bad usage or spec; 3 finished incomplete" in " ".join(result.stdout.split())
+
+
+def test_the_version_is_told() -> None:
+    result = stn("--version")
+    assert result.exit_code == 0
+    assert "stn" in result.stdout or "version" in result.stdout
+
+
+# --- plan ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _short_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.estimate._PROBE_S", 0.01)
+
+
+@pytest.mark.usefixtures("_short_probe")
+def test_plan_says_what_would_be_done_and_writes_nothing(spec: Path, made: MadeRun, tmp_path: Path) -> None:
+    before = files(tmp_path)
+    result = stn("plan", spec, "--json")
+    assert (result.exit_code, result.stderr) == (0, "")
+    values: dict[str, Any] = json.loads(result.stdout)
+    expected = {
+        "run": str(tmp_path / "whole"),
+        "images": 20,
+        "shards": 3,
+        "shard_size": 8,
+        "draws": 64,
+        "selection_draws": 16,
+        "forward_passes": 1600,
+        "model_sha256": made.plan.model_sha256,
+        "dataset_sha256": made.plan.dataset_sha256,
+    }
+    assert values == {**values, **expected}
+    assert all(values[name] > 0 for name in ("actors", "forward_passes_per_s_per_actor", "estimated_bytes"))
+    assert files(tmp_path) == before
+
+
+@pytest.mark.usefixtures("_short_probe")
+def test_plan_prints_the_same_for_people(spec: Path) -> None:
+    result = stn("plan", spec, "--set", "sampling.draws=4")
+    assert (result.exit_code, result.stderr) == (0, "")
+    lines = {line[:32].strip(): line[32:] for line in result.stdout.splitlines()}
+    assert lines["images"] == "20"
+    assert lines["forward passes"] == str(20 * 20)
+
+
+@pytest.mark.usefixtures("_short_probe")
+def test_a_limit_is_a_run_of_its_own(spec: Path, tmp_path: Path) -> None:
+    values = json.loads(stn("plan", spec, "--limit", 5, "--json").stdout)
+    assert (values["images"], values["run"]) == (5, str(tmp_path / "whole-limit-5"))
+    named = json.loads(stn("plan", spec, "--limit", 5, "--run", "elsewhere", "--json").stdout)
+    assert (named["images"], named["run"]) == (5, "elsewhere")
+
+
+def without_parameters() -> nn.Module:
+    """A network that has nothing to learn: its logits are the first ten pixels."""
+
+    class FirstPixels(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.flatten(1)[:, :10]
+
+    return FirstPixels()
+
+
+@pytest.mark.usefixtures("_short_probe")
+def test_plan_takes_a_network_without_parameters(spec: Path) -> None:
+    result = stn("plan", spec, "--set", "model.name=tests.orchestrator.test_cli:without_parameters", "--json")
+    assert (result.exit_code, result.stderr) == (0, "")
+
+
+# --- status --------------------------------------------------------------------------------------------------------
+
+
+def test_status_tells_of_an_incomplete_run(half: Path) -> None:
+    for shard, time in ((0, 1000), (2, 1010)):
+        os.utime(half / layout.counts(shard), (time, time))
+    result = stn("status", half)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert f"{half}: incomplete" in result.stdout
+    assert "12 of 20 counted, 0 failed, 8 missing" in result.stdout
+    assert "2 of 3 committed, 0 given up" in result.stdout
+    assert "0.4 images/s, 20 s left" in result.stdout
+
+
+def test_status_tells_of_a_complete_run_and_of_shards_given_up(whole: Path, half: Path) -> None:
+    assert f"{whole}: complete" in stn("status", whole).stdout
+    (half / "failed").mkdir()
+    (half / layout.failed(1)).write_text(json.dumps({"shard": 1, "attempts": 3, "reason": "out of memory"}))
+    assert "given up shard 1: out of memory" in stn("status", half).stdout
+
+
+def test_status_as_json_is_the_same_numbers(half: Path) -> None:
+    result = stn("status", half, "--json")
+    assert (result.exit_code, result.stderr) == (0, "")
+    values = json.loads(result.stdout)
+    assert (values["run"], values["complete"]) == (str(half), False)
+    assert (values["images"], values["counted"], values["failed"]) == (20, 12, 0)
+    assert (values["shards"], values["shards_committed"], values["shards_given_up"]) == (3, 2, {})
+
+
+# --- reduce --------------------------------------------------------------------------------------------------------
+
+
+def test_reduce_computes_the_specs_view_unless_told_otherwise(whole: Path) -> None:
+    result = stn("reduce", whole, "--json")
+    assert result.exit_code == 0
+    values = json.loads(result.stdout)
+    assert (values["images"], values["counted"], values["missing"]) == (20, 20, 0)
+    assert {row["certificate"] for row in values["curves"]} == {
+        "renyi",
+        "neyman_pearson_one_class",
+        "neyman_pearson_two_class",
+    }
+    assert {row["protocol"] for row in values["curves"]} == {"paper"}
+    assert {row["alpha"] for row in values["curves"]} == {0.05}
+    assert [row["radius"] for row in values["curves"][:5]] == [0.0, 0.05, 0.1, 0.2, 0.4]
+    assert pq.read_table(whole / "curves.parquet").to_pylist() == values["curves"]
+
+
+def test_reduce_takes_certificates_protocols_alpha_and_radii(whole: Path) -> None:
+    options = [
+        "--certificate",
+        "renyi",
+        "--protocol",
+        "paper",
+        "--protocol",
+        "split",
+        "--alpha",
+        0.01,
+        "--radii",
+        "0,.1",
+    ]
+    curves = json.loads(stn("reduce", whole, *options, "--json").stdout)["curves"]
+    found = [(row["certificate"], row["protocol"], row["alpha"], row["radius"]) for row in curves]
+    assert found == [("renyi", protocol, 0.01, radius) for protocol in ("paper", "split") for radius in (0, 0.1)]
+
+
+def test_reduce_shows_a_table_to_people(whole: Path) -> None:
+    result = stn("reduce", whole, "--certificate", "renyi", "--certificate", "renyi")
+    assert result.exit_code == 0
+    assert "certified accuracy, whole" in result.stdout
+    assert "renyi, paper" in result.stdout
+    assert "20 images, 0 failed, 0 missing; alpha = 0.05" in result.stdout
+    assert len([line for line in result.stdout.splitlines() if " %" in line and "│" in line]) == 5
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["people", "json"])
+def test_reduce_of_an_incomplete_run_says_so_and_exits_with_3(half: Path, options: list[str]) -> None:
+    result = stn("reduce", half, *options)
+    assert result.exit_code == 3
+    assert "incomplete: 8 of 20 images missing" in result.stderr
+    assert "error" not in result.stderr
+    assert not (half / "curves.parquet").exists()
+
+
+# --- report --------------------------------------------------------------------------------------------------------
+
+
+def test_report_writes_into_the_run(whole: Path) -> None:
+    stn("reduce", whole)
+    result = stn("report", whole)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert f"wrote {whole}/report.html" in result.stdout
+    assert "<h2>whole</h2>" in (whole / "report.html").read_text()
+    assert (whole / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_report_of_two_runs_goes_to_the_folder_asked_for(whole: Path, half: Path, tmp_path: Path) -> None:
+    stn("reduce", whole)
+    stn("reduce", half)
+    result = stn("report", whole, half, "--out", "comparison")
+    assert (result.exit_code, result.stderr) == (3, "")  # one of the two is incomplete
+    html = (tmp_path / "comparison" / "report.html").read_text()
+    assert "<h2>whole</h2>" in html
+    assert "half (INCOMPLETE: 8 of 20 images missing)" in html
+    assert (tmp_path / "comparison" / "curves.png").is_file()
+    assert not (whole / "report.html").exists()
+
+
+def test_report_of_two_runs_goes_here_by_default(whole: Path, tmp_path: Path) -> None:
+    stn("reduce", whole)
+    assert stn("report", whole, whole).exit_code == 0
+    assert (tmp_path / "report.html").is_file()
+
+
+# --- certify, as far as it goes without workers --------------------------------------------------------------------
+
+
+def test_certify_of_a_counted_run_reduces_it_and_then_has_nothing_to_do(spec: Path, whole: Path) -> None:
+    first = stn("certify", spec, "--json")
+    assert first.exit_code == 0
+    values = json.loads(first.stdout)
+    assert (values["complete"], values["already_complete"], values["shards_counted"]) == (True, False, 0)
+    assert (values["run"], values["images"], values["shards_given_up"]) == (str(whole), 20, {})
+    again = stn("certify", spec)
+    assert (again.exit_code, again.stdout) == (0, f"already complete, nothing to do: {whole}\n")
+
+
+def test_certify_with_another_view_reduces_again(spec: Path, whole: Path) -> None:
+    stn("certify", spec)
+    result = stn("certify", spec, "--set", "confidence.alpha=0.01", "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["already_complete"] is False
+    assert set(pq.read_table(whole / "curves.parquet")["alpha"].to_pylist()) == {0.01}
+
+
+def test_certify_does_not_mix_two_runs(spec: Path, whole: Path) -> None:
+    before = {name: (whole / name).read_bytes() for name in files(whole) if (whole / name).is_file()}
+    result = stn("certify", spec, "--set", "noise.sigma=0.3", "--set", "sampling.seed=7")
+    assert result.exit_code == 2
+    first, *keys = result.stderr.splitlines()
+    assert first.startswith(f"error: {whole} holds another run")
+    assert [line.strip() for line in keys] == [
+        "noise.sigma: the run has 0.2, asked 0.3",
+        "sampling.seed: the run has 1, asked 7",
+    ]
+    assert {name: (whole / name).read_bytes() for name in before} == before
+
+
+def test_a_run_of_failed_images_is_never_called_complete(with_failures: MadeRun, tmp_path: Path) -> None:
+    root = with_failures.write(tmp_path / "failures").uri
+    (tmp_path / "failures.yaml").write_text(
+        with_failures.plan.spec.model_copy(
+            update={"store": with_failures.plan.spec.store.model_copy(update={"run": root})}
+        ).model_dump_json()  # JSON is YAML
+    )
+    for _ in range(2):
+        result = stn("certify", "failures.yaml")
+        assert result.exit_code == 3
+        assert "6 counted, 2 failed, 0 missing" in result.stderr
+        assert "already complete" not in result.stdout
+
+
+# --- Bad input -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def places(
+    made: MadeRun, one_phase: MadeRun, few_digits: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """Files and runs that the bad inputs below name; nothing is ever written to them."""
+    root = tmp_path_factory.mktemp("places")
+    made.write(root / "whole")
+    made.write(root / "half", [0, 2])
+    one_phase.write(root / "one_phase")
+    made.write(root / "damaged", [0]).create(layout.counts(1), b"junk")
+    for name, content in (("no_plan", b"junk"), ("newer", b'{"schema_version": 99}')):
+        (root / name).mkdir()
+        (root / name / layout.PLAN).write_bytes(content)
+    (root / "file").write_text("a file")
+    (root / "empty").write_text("")
+    (root / "binary").write_bytes(bytes(range(256)))
+    torch.save(tiny().state_dict(), root / "foreign")
+    job = mnist_spec(few_digits, store={"run": str(root / "whole")})
+    (root / "job").write_text(yaml.safe_dump(job))
+    model = {**job["model"], "checkpoint": str(root / "model.pt")}
+    training = {"dataset": {"kind": "mnist", "path": str(few_digits)}}
+    (root / "training").write_text(yaml.safe_dump({**job, "model": model, "training": training}))
+    return {path.name: path for path in root.iterdir()}
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {name: (root / name).read_bytes() for name in files(root) if (root / name).is_file()}
+
+
+#: Arguments, with {names} of ``places``, and what the message must say.
+ERRORS: list[tuple[str, str]] = [
+    ("plan nowhere.yaml", "cannot read spec nowhere.yaml: No such file"),
+    ("plan {whole}", "cannot read spec"),
+    ("plan {empty}", "must hold sections"),
+    ("plan {binary}", "not a text file"),
+    ("plan {file}", "must hold sections"),
+    ("plan {job} --set noise.sigma=-1", "noise.sigma: got -1"),
+    ("plan {job} --set noise.sigma", "expected section.key=value"),
+    ("plan {job} --set nois.sigma=1", "did you mean 'noise'"),
+    ("plan {job} --set noise.sigma=2001-99-99", "--set noise.sigma=2001-99-99"),
+    ("plan {job} --set model.name=mnist", "model.checkpoint is missing"),
+    ("plan {job} --set model.name=tests.networks:tyni", "tests.networks:tyni"),
+    ("plan {job} --set model.name=tests.networks:tiny_rgb", "(1, 28, 28)"),
+    ("plan {job} --set model.checkpoint={file}", "no readable checkpoint"),
+    ("plan {job} --set dataset.path=nowhere", "nowhere"),
+    ("certify nowhere.yaml", "cannot read spec"),
+    ("certify {job} --set confidence.protocol=split --set sampling.selection_draws=0", "sampling.selection_draws"),
+    ("certify {job} --run s3://bucket/run", "s3://"),
+    ("certify {job} --run=", "run"),
+    ("certify {job} --run {file}", "cannot write under"),
+    ("certify {job} --run {no_plan}", "damaged"),
+    ("certify {job} --run {newer}", "newer version"),
+    ("train {job}", "training is missing"),
+    ("train nowhere.yaml", "cannot read spec"),
+    ("train {training} --set model.checkpoint=null", "model.checkpoint is missing"),
+    ("train {training} --set model.checkpoint={file}", "no checkpoint of `stn train`"),
+    ("train {training} --set model.checkpoint={foreign}", "trained with other settings"),
+    ("train {training} --set training.dataset.path=nowhere", "nowhere"),
+    ("train {training} --set model.num_classes=5", "training.dataset has label"),
+    ("train {training} --set model.name=tests.networks:tyni", "tests.networks:tyni"),
+    ("status nowhere", "no run at"),
+    ("status {file}", "no run at"),
+    ("status s3://bucket/run", "s3://bucket/run"),
+    ("status {no_plan}", "damaged"),
+    ("status {newer}", "newer version"),
+    ("status {damaged}", "shard-000001.parquet"),
+    ("status ~nobody-has-this-name/run", "~nobody-has-this-name"),
+    ("reduce nowhere", "no run at"),
+    ("reduce {damaged}", "shard-000001.parquet"),
+    ("reduce {whole} --certificate renyii", "did you mean 'renyi'"),
+    ("reduce {whole} --protocol papre", "did you mean 'paper'"),
+    ("reduce {whole} --alpha 0", "alpha must lie inside"),
+    ("reduce {whole} --alpha nan", "alpha must lie inside"),
+    ("reduce {one_phase} --protocol split", "'split' needs selection votes"),
+    ("report nowhere", "no run at"),
+    ("report {half}", "run `stn reduce` first"),
+    ("report ftp://host/run", "ftp://"),
+]
+
+
+@pytest.mark.parametrize(("line", "says"), ERRORS, ids=[line for line, _ in ERRORS])
+def test_bad_input_is_one_line_that_says_what_is_wrong_and_exits_with_2(
+    line: str, says: str, places: dict[str, Path], tmp_path: Path
+) -> None:
+    before = contents(places["whole"].parent)
+    result = stn(*(part.format_map(places) for part in line.split()))
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    *progress, message = result.stderr.splitlines()
+    assert message.startswith("error: ")
+    assert says in message
+    assert all(re.fullmatch(r"(training|reducing): \d+ (epochs|shards)", line) for line in progress)
+    assert contents(places["whole"].parent) == before
+    assert files(tmp_path) == []
+
+
+USAGE: list[tuple[str, str]] = [
+    ("nothing", "No such command 'nothing'"),
+    ("plan", "Missing argument 'SPEC'"),
+    ("plan {job} --sett noise.sigma=1", "No such option"),
+    ("plan {job} --limit 0", "0 is not in the range"),
+    ("plan {job} --limit many", "'many' is not a valid integer"),
+    ("certify {job} {job}", "unexpected extra argument"),
+    ("certify {job} --set", "requires an argument"),
+    ("status", "Missing argument 'RUN'"),
+    ("status {whole} {half}", "unexpected extra argument"),
+    ("reduce {whole} --alpha half", "'half' is not a valid float"),
+    ("reduce {whole} --radii a,b", "expected numbers separated by commas"),
+    ("reduce {whole} --radii ,", "expected numbers separated by commas"),
+    ("reduce {whole} --radii 1,0.5", "increase"),
+    ("reduce {whole} --radii 1,1", "increase"),
+    ("reduce {whole} --radii=-1,1", "not negative"),
+    ("reduce {whole} --radii nan", "finite"),
+    ("reduce {whole} --radii inf", "finite"),
+    ("report", "Missing argument 'RUN"),
+]
+
+
+@pytest.mark.parametrize(("line", "says"), USAGE, ids=[line for line, _ in USAGE])
+def test_bad_usage_is_explained_and_exits_with_2(line: str, says: str, places: dict[str, Path]) -> None:
+    result = stn(*(part.format_map(places) for part in line.split()))
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("Error: ")
+    assert says in last
+
+
+def test_a_report_that_cannot_be_written_is_an_error(whole: Path, tmp_path: Path) -> None:
+    stn("reduce", whole)
+    (tmp_path / "file").write_text("")
+    result = stn("report", whole, "--out", "file")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: cannot write under ")
+    assert len(result.stderr.splitlines()) == 1

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workers import layout
+
+
+@given(st.integers(0, 10**9))
+def test_a_shards_key_leads_back_to_it(shard: int) -> None:
+    assert layout.shard_of(layout.counts(shard)) == shard
+    assert layout.counts(shard).startswith(layout.COUNTS)
+    assert layout.failed(shard).startswith(layout.FAILED)
+
+
+def test_keys_sort_as_shards_do() -> None:
+    keys = [layout.counts(shard) for shard in (0, 9, 10, 99, 100, 99_999, 999_999)]
+    assert keys == sorted(keys)
+    assert keys[2] == "counts/round=0/shard-000010.parquet"
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "counts/round=0/shard-1.parquet",
+        "counts/round=0/shard-000001.parquet.tmp",
+        "counts/round=0/shard-000001.json",
+        "counts/round=1/shard-000001.parquet",
+        "counts/shard-000001.parquet",
+        "x/counts/round=0/shard-000001.parquet",
+        "failed/shard-000001.json",
+        "counts/round=0/shard--00001.parquet",
+        "",
+    ],
+)
+def test_other_keys_are_no_shards(key: str) -> None:
+    assert layout.shard_of(key) is None
