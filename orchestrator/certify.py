@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from orchestrator.cluster import ActorPool, Capacity, cluster
 from orchestrator.dispatch import Counted, Died, Event, Failed, Outcome, Policy, dispatch
-from orchestrator.errors import RunError, WorkersError
+from orchestrator.errors import RunError, SpecError
 from orchestrator.plan import Plan, difference
 from orchestrator.progress import Meter, meter
 from orchestrator.reduce import Reduced, View, check_against, counted_shards, published, read_plan, reduce_run
@@ -29,20 +29,19 @@ class Certification:
         counted: shards counted by this call.
         given_up: shard to the reason it was given up in this call.
         reduced: certificates and curves.
-        already_complete: nothing was left to do.
+        nothing_to_do: every shard was counted and this view reduced before.
     """
 
     run: str
     counted: int
     given_up: dict[int, str]
     reduced: Reduced
-    already_complete: bool
+    nothing_to_do: bool
 
     @property
     def complete(self) -> bool:
         """Every image has votes."""
-        summary = self.reduced.summary
-        return summary.missing == 0 and summary.failed == 0
+        return self.reduced.summary.complete
 
 
 def certify_run(spec: Spec) -> Certification:
@@ -68,25 +67,27 @@ def certify_run(spec: Spec) -> Certification:
     pending = [shard for shard in range(plan.shards) if shard not in done]
     last = published(store) if not pending else None
     if last is not None and last.view == view:
-        return Certification(store.uri, 0, {}, last, already_complete=True)
+        return Certification(store.uri, 0, {}, last, nothing_to_do=True)
 
     outcome = Outcome()
     if pending:
         outcome = _count(store, plan, spec.resources, pending)
     with meter("reducing", len(done) + len(outcome.counted), "shards") as progress:
         reduced = reduce_run(store, plan, view, progress.advance)
-    return Certification(store.uri, len(outcome.counted), outcome.given_up, reduced, already_complete=False)
+    return Certification(store.uri, len(outcome.counted), outcome.given_up, reduced, nothing_to_do=False)
 
 
 def workers_for(resources: Resources, capacity: Capacity) -> tuple[int, float]:
     """Actors to keep alive and GPUs for each.
 
     Raises:
-        WorkersError: GPUs asked for where there are none.
+        SpecError: more asked for one actor than a cluster that cannot grow has.
     """
     gpus = resources.gpus_per_actor if resources.gpus_per_actor != "auto" else float(capacity.gpus > 0)
-    if gpus > 0 and capacity.gpus == 0:
-        raise WorkersError("resources.gpus_per_actor asks for a GPU and the cluster has none: set it to 0 or auto")
+    if not capacity.may_grow and gpus > capacity.gpus:
+        raise SpecError(
+            f"resources.gpus_per_actor asks for {gpus:g} GPUs and this machine has {capacity.gpus}: set it to 0 or auto"
+        )
     if resources.actors != "auto":
         return resources.actors, gpus
     fitting = capacity.gpus / gpus if gpus > 0 else capacity.cpus / resources.threads_per_actor
@@ -107,7 +108,7 @@ def _settle(store: Store, plan: Plan) -> Plan:
 
 
 def _count(store: Store, plan: Plan, resources: Resources, pending: list[int]) -> Outcome:
-    cpus = None if resources.actors == "auto" else resources.actors * resources.threads_per_actor
+    cpus = (1 if resources.actors == "auto" else resources.actors) * resources.threads_per_actor
     with cluster(cpus) as capacity:
         actors, gpus = workers_for(resources, capacity)
         pool = ActorPool(plan.job(store.uri), cpus=resources.threads_per_actor, gpus=gpus)

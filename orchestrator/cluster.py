@@ -51,14 +51,16 @@ class Capacity:
     Attributes:
         cpus: logical CPUs.
         gpus: GPUs.
+        may_grow: whether more may come, as on an autoscaled cluster.
     """
 
     cpus: int
     gpus: int
+    may_grow: bool = False
 
 
 @contextmanager
-def cluster(cpus: int | None = None) -> Iterator[Capacity]:
+def cluster(cpus: int) -> Iterator[Capacity]:
     """A Ray cluster for the time of the block: the one at $RAY_ADDRESS, else one embedded in this process.
 
     An embedded one offers at least ``cpus`` CPUs to schedule on, however many the machine has.
@@ -68,7 +70,7 @@ def cluster(cpus: int | None = None) -> Iterator[Capacity]:
     """
     address = os.environ.get("RAY_ADDRESS")
     embedded: dict[str, Any] = {
-        "num_cpus": max(os.cpu_count() or 1, cpus or 1),
+        "num_cpus": max(os.cpu_count() or 1, cpus),
         "include_dashboard": False,
         "object_store_memory": _OBJECT_STORE_BYTES,
     }
@@ -84,7 +86,7 @@ def cluster(cpus: int | None = None) -> Iterator[Capacity]:
             # Ray takes SIGTERM for itself, and would end this process without a word on how to go on.
             signal.signal(signal.SIGTERM, on_sigterm)
         resources = ray.cluster_resources()
-        yield Capacity(cpus=int(resources.get("CPU", 0)), gpus=int(resources.get("GPU", 0)))
+        yield Capacity(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)), may_grow=address is not None)
     finally:
         ray.shutdown()
 

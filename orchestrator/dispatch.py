@@ -80,7 +80,7 @@ class Policy:
         in_flight: shards queued on a worker at a time; the second hides the driver's latency.
         max_attempts: failures and deaths after which a shard is given up.
         max_start_deaths: workers in a row that died before they were ready, after which none can start.
-        max_failures: shard failures in a row, without one success, after which nothing works.
+        max_failures: failures and deaths without a single shard counted, after which nothing works.
     """
 
     workers: int
@@ -120,16 +120,18 @@ def dispatch(
     Raises:
         WorkersError: workers cannot start, or fail at everything.
     """
-    pending = deque(shards)
+    pending = deque(dict.fromkeys(shards))
     total = len(pending)
     queues: dict[int, list[int]] = {}
     starting: set[int] = set()
     attempts: Counter[int] = Counter()
-    start_deaths = failures = 0
+    start_deaths = 0
     outcome = Outcome()
 
     def failed(shard: int, reason: str) -> None:
         attempts[shard] += 1
+        if not outcome.counted and attempts.total() >= policy.max_failures:
+            raise WorkersError(f"{attempts.total()} attempts failed and none succeeded; the last: {reason}")
         if attempts[shard] >= policy.max_attempts:
             outcome.given_up[shard] = reason
         else:
@@ -150,14 +152,10 @@ def dispatch(
                     starting.discard(worker)
                     queues[worker] = []
                 case Counted(worker, shard):
-                    failures = 0
                     queues[worker].remove(shard)
                     outcome.counted.add(shard)
                 case Failed(worker, shard, reason):
                     queues[worker].remove(shard)
-                    failures += 1
-                    if failures >= policy.max_failures:
-                        raise WorkersError(f"{failures} shards in a row failed, none succeeded; the last: {reason}")
                     failed(shard, reason)
                 case Died(worker, reason) if worker in starting:
                     starting.discard(worker)

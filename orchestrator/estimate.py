@@ -85,5 +85,5 @@ def _bytes(resolved: Resolved) -> int:
     sampling = plan.spec.sampling.model_copy(update={"draws": 1, "selection_draws": 0})
     job = plan.job("")
     few = type(job)(**{**vars(job), "sampling": sampling})
-    table = count_shard(few, 0, resolved.images, resolved.model, next(resolved.model.parameters()).device)
+    table = count_shard(few, 0, resolved.images, resolved.model, resolved.model.mean.device)
     return len(counts_table.encode(table, few.provenance)) * plan.shards

@@ -87,6 +87,8 @@ class Plan:
             version = values["schema_version"]
         except (ValueError, KeyError, TypeError) as error:
             raise RunError(f"{source} is damaged: not a plan") from error
+        if not isinstance(version, int):
+            raise RunError(f"{source} is damaged: its schema_version is {version!r}")
         if version > SCHEMA_VERSION:
             raise RunError(f"{source} was written by a newer version (schema {version}): update this installation")
         try:

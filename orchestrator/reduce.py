@@ -20,6 +20,7 @@ from orchestrator.spec import Spec, check_view
 from stn_core.certificates import CERTIFICATES
 from stn_core.certify import Certified, certify
 from stn_core.curves import certified_correct
+from stn_core.naming import one_line
 from workers import counts_table, layout
 from workers.store import ObjectMissing, Store
 
@@ -93,7 +94,7 @@ class View:
 
 @dataclass(frozen=True)
 class Summary:
-    """What became of a run's images. The three last add up to ``images`` with those counted.
+    """What became of a run's images: ``images`` = ``counted`` + ``failed`` + ``missing``.
 
     Attributes:
         images: in the plan.
@@ -113,8 +114,8 @@ class Summary:
 
     @property
     def complete(self) -> bool:
-        """Every image was tried; failed ones are part of the result."""
-        return self.missing == 0
+        """Every image has votes."""
+        return self.counted == self.images
 
 
 @dataclass(frozen=True)
@@ -178,13 +179,15 @@ def reduce_run(store: Store, plan: Plan, view: View, observe: Callable[[int], No
         writer.add_key_value_metadata({_METADATA_KEY: metadata.encode()})
 
     curves = _curves(view, summary, certified, abstained).replace_schema_metadata({_METADATA_KEY: metadata.encode()})
-    # Curves carry the view and are published last: while they exist, both tables are of that view.
-    store.delete(folder + layout.CURVES)
+    # Curves carry the view and are published last: while they exist, both tables are of that view. An incomplete run
+    # has no complete tables, or no longer.
+    for stale in (layout.CURVES, layout.PARTIAL + layout.CURVES):
+        store.delete(stale)
     store.replace(folder + layout.CERTIFICATES, sink.getvalue())
     store.replace(folder + layout.CURVES, _parquet(curves))
-    if not folder:
-        for leftover in list(store.list(layout.PARTIAL)):
-            store.delete(leftover.key)
+    superseded = (layout.PARTIAL + layout.CERTIFICATES,) if not folder else (layout.CERTIFICATES,)
+    for key in superseded:
+        store.delete(key)
     return Reduced(view, summary, curves)
 
 
@@ -263,20 +266,33 @@ def read_shard(store: Store, plan: Plan, shard: int) -> ShardVotes:
     """A shard's votes. Raises RunError if they are damaged."""
     key = layout.counts(shard)
     try:
-        table, _ = counts_table.decode(store.read(key))
+        table, provenance = counts_table.decode(store.read(key))
+        # Through JSON, as the file has it: there a tuple is a list.
+        if provenance.get("identity") != json.loads(json.dumps(plan.identity())):
+            raise ValueError("its votes are of another run")
         indices = plan.indices[shard * plan.shard_size : (shard + 1) * plan.shard_size]
         if table["index"].to_pylist() != list(indices):
             raise ValueError("its images are not the plan's")
-        return ShardVotes(
-            table,
-            table["label"].to_numpy(),
-            counts_table.dense(table["selection"], plan.num_classes),
-            counts_table.dense(table["estimation"], plan.num_classes),
-            table["draws"].to_numpy(),
-            int(table["invalid"].to_numpy().sum()),
-        )
+        selection = counts_table.dense(table["selection"], plan.num_classes)
+        estimation = counts_table.dense(table["estimation"], plan.num_classes)
+        for phase, draws, invalid in (
+            (selection, "selection_draws", "selection_invalid"),
+            (estimation, "draws", "invalid"),
+        ):
+            lost = table[invalid].to_numpy()
+            adds_up = phase.sum(axis=1) + lost == table[draws].to_numpy()
+            if not adds_up.all() or lost.min(initial=0) < 0 or phase.min(initial=0) < 0:
+                raise ValueError("its votes do not add up to its draws")
     except (ValueError, IndexError) as error:
-        raise RunError(f"{store.uri}/{key}: {error}; delete it and run `stn certify` again") from error
+        raise RunError(f"{store.uri}/{key}: {one_line(error)}; delete it and run `stn certify` again") from error
+    return ShardVotes(
+        table,
+        table["label"].to_numpy(),
+        selection,
+        estimation,
+        table["draws"].to_numpy(),
+        int(table["invalid"].to_numpy().sum()),
+    )
 
 
 def _certify(

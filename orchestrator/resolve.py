@@ -17,6 +17,7 @@ from orchestrator.errors import SpecError
 from orchestrator.plan import Plan
 from orchestrator.spec import Spec
 from stn_core.models import Normalized, weights_sha256
+from stn_core.naming import one_line
 from workers.counting import load_model
 from workers.images import DatasetError, ImageSet, UnreadableImage, open_dataset, selected
 
@@ -55,8 +56,8 @@ def resolve(spec: Spec) -> Resolved:
     except (DatasetError, ValueError) as error:
         raise SpecError(str(error)) from error
     indices = selected(spec.dataset, len(images))
-    sample, shape = _first_readable(images, indices)
-    _check_model(model, shape, num_classes)
+    sample, shape = _usual_shape(images, indices)
+    _check_model(spec.model.name, model, shape, num_classes)
     draws = spec.sampling.draws + spec.sampling.selection_draws
     size = spec.resources.shard_size
     plan = Plan(
@@ -96,7 +97,10 @@ def _with_absolute_paths(spec: Spec) -> Spec:
     values = spec.model_dump()
     for section, key in (("dataset", "path"), ("model", "checkpoint")):
         if values[section].get(key) is not None:
-            values[section][key] = Path(values[section][key]).expanduser().absolute()
+            try:
+                values[section][key] = Path(values[section][key]).expanduser().absolute()
+            except RuntimeError as error:
+                raise SpecError(f"{section}.{key} {values[section][key]}: {one_line(error)}") from error
     return Spec.model_validate(values)
 
 
@@ -110,26 +114,35 @@ def _check_checkpoint(spec: Spec) -> None:
         raise SpecError(f"no checkpoint at model.checkpoint {checkpoint}: {hint}")
 
 
-def _first_readable(images: ImageSet, indices: range) -> tuple[int, tuple[int, int, int]]:
-    """An image to learn the run's image size from. A few broken ones are passed over: they are recorded as such."""
+def _usual_shape(images: ImageSet, indices: range) -> tuple[int, tuple[int, int, int]]:
+    """The shape most of the first images have, and one of them. Others are recorded as failed, and broken ones too."""
+    shapes: dict[tuple[int, int, int], list[int]] = {}
     reason = "it is empty"
     for index in indices[:20]:
         try:
             channels, height, width = images.read(index).shape
-            return index, (channels, height, width)
+            shapes.setdefault((channels, height, width), []).append(index)
         except UnreadableImage as error:
-            reason = f"its first images cannot be used: image {index} {error}"
-    raise SpecError(f"no images to certify in dataset: {reason}")
+            reason = f"its first images cannot be used: image {index}: {error}"
+        except OSError as error:
+            raise SpecError(f"dataset: image {index} cannot be read: {one_line(error)}") from error
+    if not shapes:
+        raise SpecError(f"no images to certify in dataset: {reason}")
+    shape = max(shapes, key=lambda shape: len(shapes[shape]))
+    return shapes[shape][0], shape
 
 
-def _check_model(model: Normalized, shape: tuple[int, int, int], num_classes: int) -> None:
+def _check_model(name: str, model: Normalized, shape: tuple[int, int, int], num_classes: int) -> None:
     try:
         with torch.inference_mode():
             logits = model.eval()(torch.zeros((2, *shape)))
-        found = tuple(logits.shape)
-    except (RuntimeError, ValueError, IndexError) as error:
-        reason = str(error).splitlines()[0]
-        raise SpecError(f"model {shape} images do not fit model.name and model.normalization: {reason}") from error
+    except Exception as error:  # the user's network may raise anything
+        raise SpecError(
+            f"model.name {name!r} (with model.normalization) cannot take images of shape {shape}: {one_line(error)}"
+        ) from error
+    if not isinstance(logits, torch.Tensor):
+        raise SpecError(f"model.name {name!r} must return a tensor of logits, got {type(logits).__name__}")
+    found = tuple(logits.shape)
     if found != (2, num_classes):
         raise SpecError(
             f"model.name gives outputs of shape {found[1:]} per image, the data set has {num_classes} classes: "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from orchestrator.errors import RunError
 from orchestrator.plan import Plan
 from orchestrator.reduce import read_plan, read_shard
 from workers import layout
@@ -92,5 +93,11 @@ def images_per_second(committed: list[StoredObject], plan: Plan) -> float | None
 
 
 def _given_up(store: Store) -> dict[int, str]:
-    records = (json.loads(store.read(stored.key)) for stored in store.list(layout.FAILED))
-    return {record["shard"]: record["reason"] for record in records}
+    found: dict[int, str] = {}
+    for stored in store.list(layout.FAILED):
+        try:
+            record = json.loads(store.read(stored.key))
+            found[int(record["shard"])] = str(record["reason"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{store.uri}/{stored.key} is damaged: delete it") from error
+    return found

@@ -1,4 +1,4 @@
-"""Looking a name up, with an error that names the nearest valid one."""
+"""Words for people: the nearest valid name, and an error on one line."""
 
 from __future__ import annotations
 
@@ -20,3 +20,9 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
     """', did you mean X?' for the nearest valid name, or '' where none is near."""
     near = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
     return f", did you mean {near[0]!r}?" if near else ""
+
+
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """What a foreign exception says, on one line of at most ``limit`` characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 1] + "…"

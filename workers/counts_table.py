@@ -12,6 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from stn_core.naming import one_line
+
 #: Version of the columns below. A reader refuses a newer one.
 SCHEMA_VERSION = 1
 
@@ -77,11 +79,19 @@ def decode(content: bytes) -> tuple[pa.Table, dict[str, Any]]:
     try:
         table = pq.read_table(io.BytesIO(content))
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"damaged Parquet: {error}") from error
-    provenance = json.loads((table.schema.metadata or {}).get(_METADATA_KEY, b"{}"))
-    version = provenance.get("schema_version")
-    if version is None:
+        raise ValueError(f"damaged Parquet: {one_line(error)}") from error
+    try:
+        provenance = json.loads((table.schema.metadata or {}).get(_METADATA_KEY, b"null"))
+    except ValueError as error:
+        raise ValueError("not a table of votes: its metadata is damaged") from error
+    version = provenance.get("schema_version") if isinstance(provenance, dict) else None
+    if not isinstance(version, int):
         raise ValueError("not a table of votes")
     if version > SCHEMA_VERSION:
         raise ValueError(f"written by a newer version (schema {version}, this one reads up to {SCHEMA_VERSION})")
-    return table.select(SCHEMA.names), provenance
+    if not set(SCHEMA.names) <= set(table.schema.names):
+        raise ValueError("not a table of votes: columns are missing")
+    try:
+        return table.select(SCHEMA.names).cast(SCHEMA), provenance
+    except (pa.ArrowException, ValueError) as error:
+        raise ValueError(f"not a table of votes: {one_line(error)}") from error

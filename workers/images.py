@@ -17,8 +17,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
+from stn_core.naming import one_line
 from workers.settings import Dataset, Digits, ImageFolder, Mnist, ParquetImages
 
 Pixels = NDArray[np.uint8]
@@ -111,8 +112,14 @@ def _mnist(dataset: Mnist) -> ImageSet:
 
     try:
         data = MNIST(str(dataset.path), train=dataset.split == "train")
-    except (RuntimeError, OSError, ValueError) as error:
-        raise DatasetError(f"no MNIST at {dataset.path}: it must hold MNIST/raw/*-ubyte ({error})") from error
+    except (RuntimeError, OSError) as error:
+        raise DatasetError(f"no MNIST at dataset.path {dataset.path}: it must hold MNIST/raw/*-ubyte") from error
+    except Exception as error:  # torchvision asserts and indexes its way through a damaged file
+        raise DatasetError(f"MNIST at dataset.path {dataset.path} is damaged: {one_line(error)}") from error
+    if len(data.data) != len(data.targets):
+        raise DatasetError(
+            f"MNIST at dataset.path {dataset.path} is damaged: {len(data.data)} images, {len(data.targets)} labels"
+        )
     return _Arrays(data.data.numpy()[:, None], data.targets.numpy().astype(np.int64), 10)
 
 
@@ -121,9 +128,15 @@ def _decode(encoded: bytes, resize: int | None, crop: int | None) -> Pixels:
     from torchvision.transforms import functional as transform
 
     try:
-        image: Any = Image.open(io.BytesIO(encoded)).convert("RGB")
+        image: Any = Image.open(io.BytesIO(encoded))
+        if image.mode.startswith("I"):
+            # 16 bits a pixel: PIL would clip to 255 where the upper byte is meant.
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        image = image.convert("RGB")
+    except UnidentifiedImageError as error:
+        raise UnreadableImage("cannot be decoded: no image format known") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UnreadableImage(f"cannot be decoded: {error}") from error
+        raise UnreadableImage(f"cannot be decoded: {one_line(error)}") from error
     if resize is not None:
         image = transform.resize(image, [resize])
     if crop is not None:
@@ -146,7 +159,8 @@ class _Folder(ImageSet):
             folder = dataset.path / name
             for file in sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES):
                 relative = file.relative_to(dataset.path).as_posix()
-                digest.update(f"{relative} {file.stat().st_size}\n".encode())
+                size = file.stat().st_size if file.exists() else -1  # a link to nowhere is one unreadable image
+                digest.update(f"{label} {relative} {size}\n".encode())
                 self._names.append(relative)
                 labels.append(label)
         if not labels:
@@ -160,11 +174,16 @@ class _Folder(ImageSet):
         return int.from_bytes(digest[:8], "little") >> 1
 
     def read(self, index: int) -> Pixels:
+        name = self._names[index]
         try:
-            encoded = (self._dataset.path / self._names[index]).read_bytes()
-        except OSError as error:
-            raise UnreadableImage(f"cannot be read: {error.strerror}") from error
-        return _decode(encoded, self._dataset.resize, self._dataset.crop)
+            encoded = (self._dataset.path / name).read_bytes()
+        except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+            # Other errors may pass: they fail the shard, which is tried again.
+            raise UnreadableImage(f"{name} cannot be read: {error.strerror}") from error
+        try:
+            return _decode(encoded, self._dataset.resize, self._dataset.crop)
+        except UnreadableImage as error:
+            raise UnreadableImage(f"{name} {error}") from error
 
 
 class _Parquet(ImageSet):
@@ -173,28 +192,31 @@ class _Parquet(ImageSet):
     def __init__(self, dataset: ParquetImages) -> None:
         self._dataset = dataset
         paths = sorted(dataset.path.glob("*.parquet")) if dataset.path.is_dir() else [dataset.path]
-        digest = hashlib.sha256(f"{dataset.resize} {dataset.crop}\n".encode())
-        self._groups: list[tuple[Path, int]] = []
+        columns = f"{dataset.image_column} {dataset.label_column}"
+        digest = hashlib.sha256(f"{dataset.resize} {dataset.crop} {columns}\n".encode())
+        self._groups: list[tuple[Path, int, str]] = []
         starts, labels = [0], []
         for path in paths:
             try:
                 file = pq.ParquetFile(path)
+                if dataset.label_column not in file.schema_arrow.names:
+                    raise DatasetError(f"{path} has no column {dataset.label_column!r}: set dataset.label_column")
                 column = file.read([dataset.label_column]).column(0)
             except FileNotFoundError:
                 raise DatasetError(f"no file at dataset.path {path}") from None
-            except (pa.ArrowException, OSError, IndexError) as error:
+            except (pa.ArrowException, OSError) as error:
                 raise DatasetError(
-                    f"{path} is no Parquet file with a column {dataset.label_column!r} (dataset.label_column): {error}"
+                    f"dataset.path {path} is no Parquet file that can be read: {one_line(error)}"
                 ) from error
             if not pa.types.is_integer(column.type) or column.null_count:
                 raise DatasetError(
                     f"{path}: dataset.label_column {dataset.label_column!r} must hold integers, no nulls"
                 )
-            self._image_column = dataset.image_column or _only_image_column(file.schema_arrow, path)
+            images = _image_column(file.schema_arrow, path, dataset.image_column)
             labels.append(column.to_numpy().astype(np.int64))
             digest.update(f"{path.name} {path.stat().st_size}\n".encode())
             for group in range(file.num_row_groups):
-                self._groups.append((path, group))
+                self._groups.append((path, group, images))
                 starts.append(starts[-1] + file.metadata.row_group(group).num_rows)
         if starts[-1] == 0:
             raise DatasetError(f"dataset.path {dataset.path} holds no images")
@@ -208,8 +230,11 @@ class _Parquet(ImageSet):
     def read(self, index: int) -> Pixels:
         group = int(np.searchsorted(self._starts, index, side="right")) - 1
         if self._loaded is None or self._loaded[0] != group:
-            path, number = self._groups[group]
-            table = pq.ParquetFile(path).read_row_group(number, columns=[self._image_column])
+            path, number, column = self._groups[group]
+            try:
+                table = pq.ParquetFile(path).read_row_group(number, columns=[column])
+            except pa.ArrowException as error:
+                raise UnreadableImage(f"{path.name} cannot be read: {one_line(error)}") from error
             self._loaded = (group, table.column(0))
         value = self._loaded[1][index - int(self._starts[group])].as_py()
         encoded = value.get("bytes") if isinstance(value, dict) else value
@@ -218,13 +243,21 @@ class _Parquet(ImageSet):
         return _decode(encoded, self._dataset.resize, self._dataset.crop)
 
 
-def _only_image_column(schema: pa.Schema, path: Path) -> str:
-    names = [
+def _image_column(schema: pa.Schema, path: Path, chosen: str | None) -> str:
+    """The column that holds encoded images: the one chosen, or the only struct column with a field 'bytes'."""
+    structs = [
         field.name for field in schema if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
     ]
-    if len(names) != 1:
-        found = f"has {', '.join(names)}" if names else "has none"
+    binaries = [
+        field.name for field in schema if pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type)
+    ]
+    if chosen is not None:
+        if chosen not in structs + binaries:
+            raise DatasetError(f"{path} has no column {chosen!r} of encoded images: set dataset.image_column")
+        return chosen
+    if len(structs) != 1:
+        found = f"has {', '.join(structs)}" if structs else "has none"
         raise DatasetError(
             f"{path} must have one struct column with a field 'bytes', and {found}: set dataset.image_column"
         )
-    return names[0]
+    return structs[0]

@@ -125,7 +125,9 @@ class Training(Section):
     )
 
     @model_validator(mode="after")
-    def _gamma_fits_method(self) -> Training:
+    def _fits_together(self) -> Training:
         if self.gamma is not None and self.method != "stn":
             raise ValueError(f"gamma belongs to method stn, and method {self.method} has none: remove it")
+        if self.batch_size < self.workers:
+            raise ValueError(f"batch_size {self.batch_size} is less than one image for each of {self.workers} workers")
         return self

@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import stat
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
+
+#: Folder of objects being written, inside a run's.
+_ASIDE = ".tmp"
 
 
 class StoreError(Exception):
@@ -60,36 +65,38 @@ class Store(Protocol):
 
 
 def open_store(uri: str) -> Store:
-    """The store at a folder's path. Raises StoreError for a scheme it does not know."""
-    scheme, separator, _ = uri.partition("://")
-    if separator and scheme != "file":
-        raise StoreError(f"store.run {uri}: {scheme}:// is not supported yet; use a folder that every node can reach")
-    return LocalStore(Path(uri.removeprefix("file://")))
+    """The store at a folder's path. Raises StoreError for anything else."""
+    uri = uri.removeprefix("file://") if uri.startswith("file:///") else uri
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/", uri)
+    if scheme is not None:
+        raise StoreError(f"{uri}: {scheme[1]}:// is not supported yet; use a folder that every node can reach")
+    if not uri or "\0" in uri:
+        raise StoreError(f"{uri!r} is no folder's path: set store.run or --run")
+    return LocalStore(Path(uri))
 
 
 class LocalStore:
     """A run in a folder."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root.expanduser().absolute()
+        try:
+            self._root = root.expanduser().absolute()
+        except RuntimeError as error:
+            raise StoreError(f"{root}: {error}") from error
         self.uri = str(self._root)
 
     def create(self, key: str, content: bytes) -> bool:
-        if self._path(key).exists():
-            return False
-        aside = self._write_aside(content)
-        try:
-            # A hard link fails if the name exists and otherwise appears at once, whole: what rename cannot promise.
-            self._into_place(key, lambda target: os.link(aside, target))
-        except FileExistsError:
-            return False
-        finally:
-            aside.unlink()
+        with self._aside(content) as aside, self._place_for(key) as target:
+            try:
+                # A hard link fails if the name exists and otherwise appears at once, whole: what rename cannot promise.
+                os.link(aside, target)
+            except FileExistsError:
+                return False
         return True
 
     def replace(self, key: str, content: bytes) -> None:
-        aside = self._write_aside(content)
-        self._into_place(key, lambda target: os.replace(aside, target))
+        with self._aside(content) as aside, self._place_for(key) as target:
+            os.replace(aside, target)
 
     def read(self, key: str) -> bytes:
         try:
@@ -100,44 +107,64 @@ class LocalStore:
             raise StoreError(f"cannot read {self._path(key)}: {error.strerror}") from error
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
-        folder = self._root / prefix if prefix.endswith("/") else (self._root / prefix).parent
-        for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
+        folder = self._root / prefix.rpartition("/")[0]
+        found = []
+        for path in folder.rglob("*") if folder.is_dir() else ():
             key = path.relative_to(self._root).as_posix()
-            if path.is_file() and key.startswith(prefix):
-                status = path.stat()
-                yield StoredObject(key, status.st_size, status.st_mtime)
+            if key.startswith(prefix) and not key.startswith(f"{_ASIDE}/"):
+                with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                    status = path.stat()
+                    if stat.S_ISREG(status.st_mode):
+                        found.append(StoredObject(key, status.st_size, status.st_mtime))
+        yield from sorted(found, key=lambda stored: stored.key)
 
     def delete(self, key: str) -> None:
-        self._path(key).unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            self._path(key).unlink()
 
     def _path(self, key: str) -> Path:
         return self._root / key
 
-    def _write_aside(self, content: bytes) -> Path:
-        """The content in a file of its own, on disk. A crash leaves it behind, outside every listing."""
-        path = self._root / ".tmp" / uuid.uuid4().hex
+    @contextlib.contextmanager
+    def _aside(self, content: bytes) -> Iterator[Path]:
+        """The content in a file of its own, on disk, for the block. A crash leaves it behind, outside every listing."""
+        folder = self._root / _ASIDE
+        path = folder / uuid.uuid4().hex
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("xb") as file:
+            with _created(path) as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
+            yield path
         except OSError as error:
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
             raise StoreError(f"cannot write under {self.uri}: {error.strerror}") from error
-        return path
+        finally:
+            with contextlib.suppress(OSError):
+                path.unlink()
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # unless another object is being written
 
-    def _into_place(self, key: str, move: Callable[[Path], None]) -> None:
+    @contextlib.contextmanager
+    def _place_for(self, key: str) -> Iterator[Path]:
+        """The key's path, its folder made; what the block puts there is durable afterwards."""
         target = self._path(key)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            move(target)
+            yield target
             _fsync_folder(target.parent)
-        except FileExistsError:
-            raise
         except OSError as error:
             raise StoreError(f"cannot write {target}: {error.strerror}") from error
+
+
+def _created(path: Path) -> BinaryIO:
+    """A new file, opened for writing, its folder made. Another writer may remove the empty folder in between."""
+    for _ in range(100):
+        # mkdir says "exists" of a folder that is gone when it looks again.
+        with contextlib.suppress(FileNotFoundError, FileExistsError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return path.open("xb")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("xb")
 
 
 def _fsync_folder(folder: Path) -> None:

@@ -55,7 +55,7 @@ class Epoch:
 
     Attributes:
         epoch: number, from 1.
-        loss: mean training loss over the images.
+        loss: mean training loss over the first worker's share of the images.
     """
 
     epoch: int

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import torchvision
 from torch import nn
 
 from stn_core.models import paper
-from stn_core.naming import did_you_mean
+from stn_core.naming import did_you_mean, one_line
 
 _PAPER: dict[str, Callable[[int], nn.Module]] = {"mnist": paper.mnist, "cifar10": paper.cifar10}
 
@@ -53,10 +52,12 @@ def load_weights(network: nn.Module, path: Path) -> None:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ValueError(f"no checkpoint at {path}") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError) as error:
-        raise ValueError(f"{path} is no readable checkpoint of plain tensors ({_first_line(error)})") from error
+    except Exception as error:  # torch's reader lets any exception of a damaged file through
+        raise ValueError(f"{path} is no readable checkpoint of plain tensors ({one_line(error)})") from error
     state = content.get("state_dict", content) if isinstance(content, dict) else content
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
+    ):
         raise ValueError(f"{path} holds no state dict: save network.state_dict(), or a dict with it under 'state_dict'")
     try:
         network.load_state_dict(state)
@@ -76,11 +77,13 @@ def weights_sha256(network: nn.Module) -> str:
 
 def _import_network(path: str) -> nn.Module:
     module_name, _, attribute = path.partition(":")
+    if not module_name or not attribute:
+        raise ValueError(f"cannot import {path!r}: expected package.module:callable")
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"cannot import {path!r}: {_first_line(error)}") from error
-    network = factory() if callable(factory) else factory
+        network = factory() if callable(factory) and not isinstance(factory, nn.Module) else factory
+    except Exception as error:  # the user's code may raise anything
+        raise ValueError(f"cannot import {path!r}: {type(error).__name__}: {one_line(error)}") from error
     if not isinstance(network, nn.Module):
         raise ValueError(f"{path!r} must return a torch.nn.Module, got {type(network).__name__}")
     return network
@@ -93,9 +96,5 @@ def _mismatch(network: nn.Module, state: dict[str, torch.Tensor]) -> str:
             return f"it has no {name!r}"
         if own[name].shape != state[name].shape:
             return f"its {name!r} is {tuple(state[name].shape)}, the network's {tuple(own[name].shape)}"
-    extra = next(name for name in state if name not in own)
-    return f"the network has no {extra!r}"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+    extra = next((name for name in state if name not in own), None)
+    return "its tensors cannot be copied" if extra is None else f"the network has no {extra!r}"
