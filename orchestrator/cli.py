@@ -17,8 +17,9 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from orchestrator.errors import StnError, TrainingError, WorkersError
+from orchestrator.errors import SpecError, StnError, TrainingError, WorkersError
 from orchestrator.progress import meter, time_text
 from orchestrator.spec import Spec, load_spec
 from stn_core.certificates import CERTIFICATES
@@ -34,7 +35,8 @@ EXIT_BUG, EXIT_USAGE, EXIT_INCOMPLETE, EXIT_INTERRUPTED = 1, 2, 3, 130
 def main(verbose: bool) -> None:
     """Certify a network's robustness from its votes under noise: train, count, reduce, report.
 
-    Exit codes: 0 complete; 2 bad usage or spec; 3 finished incomplete, the same command continues; 130 interrupted.
+    Exit codes: 0 complete; 2 bad usage or spec; 3 finished incomplete; 130 interrupted. After 3 and 130 the same
+    command goes on with what is missing.
     """
     # The user's own modules (model.name: package.module:callable) are looked for where the command is run.
     sys.path.append(os.getcwd())
@@ -115,6 +117,8 @@ def _load(spec: Path, overrides: Sequence[str], run: str | None = None, limit: i
         changes.append(f"dataset.limit={limit}")
         if run is None:
             run = f"{load_spec(spec, overrides).store.run.rstrip('/')}-limit-{limit}"
+    if run is not None and not run:
+        raise SpecError("--run is empty: name the folder where the run is kept")
     loaded = load_spec(spec, changes)
     return loaded if run is None else loaded.model_copy(update={"store": loaded.store.model_copy(update={"run": run})})
 
@@ -133,7 +137,10 @@ def train(spec: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     from orchestrator.train import train_model
 
     loaded = _load(spec, overrides)
-    epochs = loaded.training.epochs if loaded.training else 0
+    if loaded.training is None or loaded.model.checkpoint is None:
+        missing = "training" if loaded.training is None else "model.checkpoint"
+        raise SpecError(f"{spec}: {missing} is missing, and `stn train` needs it; see examples/demo.yaml")
+    epochs = loaded.training.epochs
     start = time.monotonic()
     with meter("training", epochs, "epochs") as progress:
 
@@ -216,15 +223,15 @@ def certify(spec: Path, run: str | None, overrides: tuple[str, ...], limit: int 
                 {
                     "run": result.run,
                     "complete": result.complete,
-                    "already_complete": result.already_complete,
+                    "nothing_to_do": result.nothing_to_do,
                     "shards_counted": result.counted,
                     "shards_given_up": result.given_up,
                     **dataclasses.asdict(summary),
                 }
             )
         )
-    elif result.already_complete:
-        click.echo(f"already complete, nothing to do: {result.run}")
+    elif result.nothing_to_do:
+        click.echo(f"{'already complete, ' if result.complete else ''}nothing to do: {result.run}")
     else:
         _print_curves(load_run(open_store(result.run)))
         click.echo(f"run: {result.run}")
@@ -232,11 +239,15 @@ def certify(spec: Path, run: str | None, overrides: tuple[str, ...], limit: int 
         return 0
     for shard, reason in result.given_up.items():
         _say(f"shard {shard} was given up: {reason}")
-    _say(
+    _say(_incomplete(summary))
+    return EXIT_INCOMPLETE
+
+
+def _incomplete(summary: Any) -> str:
+    return (
         f"incomplete: of {summary.images} images {summary.counted} counted, {summary.failed} failed, "
         f"{summary.missing} missing; failed and missing ones count as not certified"
     )
-    return EXIT_INCOMPLETE
 
 
 @main.command()
@@ -335,7 +346,7 @@ def reduce(
         _print_curves(load_run(store))
     if not reduced.summary.complete:
         summary = reduced.summary
-        _say(f"incomplete: {summary.missing} of {summary.images} images missing, counted as not certified")
+        _say(_incomplete(summary))
         return EXIT_INCOMPLETE
     return 0
 
@@ -379,13 +390,15 @@ def _print_curves(run: Any) -> None:
 
     summary, view = run.reduced.summary, run.reduced.view
     content = radius_table(run)
-    table = Table(title=f"certified accuracy, {run.title}", title_justify="left")
+    table = Table()
     table.add_column("radius", justify="right")
     for column in content["columns"]:
         table.add_column(column, justify="right")
     for row in content["rows"]:
         table.add_row(*row)
-    console = Console()
+    # Piped, a table is not cut to the width of a terminal that is not there.
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    console.print(Text(f"certified accuracy, {run.title}"))
     console.print(table)
     console.print(
         f"{summary.images} images, {summary.failed} failed, {summary.missing} missing; "

@@ -24,6 +24,9 @@ from stn_core.confidence import PROTOCOLS
 from stn_core.curves import certified_correct
 from workers.store import Store
 
+#: A longer title would squeeze the axes.
+_LEGEND_CHARACTERS = 60
+
 
 @dataclass(frozen=True)
 class Steps:
@@ -60,7 +63,9 @@ class ReportedRun:
         summary = self.reduced.summary
         if summary.complete:
             return self.name
-        return f"{self.name} (INCOMPLETE: {summary.missing} of {summary.images} images missing)"
+        without = [(summary.missing, "missing"), (summary.failed, "failed")]
+        lacking = ", ".join(f"{count} {what}" for count, what in without if count)
+        return f"{self.name} (INCOMPLETE: {lacking} of {summary.images} images)"
 
 
 def load_run(store: Store) -> ReportedRun:
@@ -122,7 +127,7 @@ def figure_png(runs: Sequence[ReportedRun]) -> bytes:
         for (certificate, protocol), steps in run.steps.items():
             label = line_name(run, certificate, protocol)
             if len(runs) > 1 or not run.reduced.summary.complete:
-                label = f"{run.title}: {label}"
+                label = f"{_drawable(run.title)}: {label}"
             if not PROTOCOLS[protocol].rigorous:
                 label += " (not a guarantee)"
             axes.step(steps.radius, steps.accuracy, where="pre", label=label)
@@ -136,6 +141,12 @@ def figure_png(runs: Sequence[ReportedRun]) -> bytes:
     sink = io.BytesIO()
     figure.savefig(sink, format="png")
     return sink.getvalue()
+
+
+def _drawable(title: str) -> str:
+    """A run's title as a legend takes it: no mathematics in dollars, no leading underscore, not too long."""
+    text = title if len(title) <= _LEGEND_CHARACTERS else title[: _LEGEND_CHARACTERS - 1] + "…"
+    return "run " + text.replace("$", r"\$") if text.startswith("_") else text.replace("$", r"\$")
 
 
 def report_html(runs: Sequence[ReportedRun], figure: bytes) -> str:
@@ -158,7 +169,8 @@ def radius_table(run: ReportedRun) -> dict[str, Any]:
     columns = [line_name(run, *line) for line in lines]
     accuracies = [curve["certified_accuracy"].to_pylist() for curve in lines.values()]
     rows = [
-        [f"{radius:g}", *(percent(accuracy[i]) for accuracy in accuracies)]
+        # As it was asked for, every digit: rounded, a radius could be shown that is larger than the one certified.
+        [np.format_float_positional(radius, trim="-"), *(percent(accuracy[i]) for accuracy in accuracies)]
         for i, radius in enumerate(run.reduced.view.radii)
     ]
     return {"columns": columns, "rows": rows}

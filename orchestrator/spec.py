@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 from orchestrator.errors import SpecError
 from stn_core.certificates import CERTIFICATES
 from stn_core.confidence import PROTOCOLS
-from stn_core.naming import did_you_mean, pick
+from stn_core.naming import did_you_mean, one_line, pick
 from workers.settings import Dataset, Model, Noise, Sampling, Section, Training
 
 
@@ -55,7 +55,10 @@ def _radii(value: Any) -> Any:
         unknown = set(value) - {"start", "stop", "step"}
         if unknown or "stop" not in value or "step" not in value:
             raise ValueError("needs stop and step, and may have start; or a plain list of radii")
-        start, stop, step = (float(value.get(name, 0.0)) for name in ("start", "stop", "step"))
+        try:
+            start, stop, step = (float(value.get(name, 0.0)) for name in ("start", "stop", "step"))
+        except (TypeError, ValueError, OverflowError):
+            raise ValueError(f"start, stop and step must be numbers, got {dict(value)!r}") from None
         if not (step > 0 and stop >= start and (stop - start) / step < 100_000):
             raise ValueError("needs step > 0 and stop >= start")
         # Rounded to what was written: 0.1 * 3 is not the radius anyone asked for.
@@ -110,12 +113,11 @@ def load_spec(path: Path, overrides: Sequence[str] = ()) -> Spec:
         SpecError: the file or an override is wrong; the message names file, key, value and what would be right.
     """
     try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
+        text = path.read_text()
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise SpecError(f"cannot read spec {path}: {reason}") from error
-    except yaml.YAMLError as error:
-        raise SpecError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    content = _parse(text, str(path))
     if not isinstance(content, dict):
         raise SpecError(f"{path} must hold sections (dataset, model, noise, …), see examples/demo.yaml")
     for override in overrides:
@@ -123,14 +125,19 @@ def load_spec(path: Path, overrides: Sequence[str] = ()) -> Spec:
     return validate(content, str(path))
 
 
+_RANK = {"extra_forbidden": 0, "literal_error": 1, "missing": 3}
+
+
 def validate(content: Mapping[str, Any], source: str) -> Spec:
     """A Spec from plain data. Raises SpecError; ``source`` says where the data came from."""
     try:
         return Spec.model_validate(content)
     except ValidationError as error:
-        errors = error.errors()
+        # An unknown key first: a section that seems to be missing may be one misspelt.
+        errors = sorted(error.errors(), key=lambda found: _RANK.get(found["type"], 1))
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-        raise SpecError(f"{source}: {_describe(errors[0])}{more}") from None
+        # Keys and values are the user's, and may hold line breaks.
+        raise SpecError(f"{source}: {' '.join(_describe(errors[0]).split())}{more}") from None
 
 
 def _apply(content: dict[str, Any], override: str) -> None:
@@ -143,10 +150,25 @@ def _apply(content: dict[str, Any], override: str) -> None:
         section = section.setdefault(key, {})
         if not isinstance(section, dict):
             raise SpecError(f"--set {override}: {key} has no keys below it")
+    section[keys[-1]] = _parse(text, f"--set {override}: {text!r}")
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe, and a key given twice is an error: the first would be lost without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if isinstance(key, str) and keys.count(key) > 1 and key != "<<":
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _parse(text: str, source: str) -> Any:
     try:
-        section[keys[-1]] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise SpecError(f"--set {override}: {text!r} is not valid YAML") from None
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise SpecError(f"{source} is not valid YAML: {one_line(error)}") from error
 
 
 def _describe(error: ErrorDetails) -> str:
@@ -159,7 +181,7 @@ def _describe(error: ErrorDetails) -> str:
         case "missing":
             return f"{key} is missing"
         case "union_tag_invalid" | "union_tag_not_found":
-            tags = [tag.strip(" '") for tag in error.get("ctx", {}).get("expected_tags", "").split(",")]
+            tags = [get_args(kind.model_fields["kind"].annotation)[0] for kind in _members(Dataset)]
             tag = error.get("ctx", {}).get("tag")
             kind = f"{key}.kind"
             return (
@@ -167,10 +189,13 @@ def _describe(error: ErrorDetails) -> str:
                 if tag is None
                 else (f"{kind}: got {tag!r}{did_you_mean(tag, tags)}; valid: {', '.join(tags)}")
             )
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return f"{key}: got {error['input']!r}; must be a section with keys: {', '.join(valid)}"
         case "literal_error":
             expected = error.get("ctx", {}).get("expected", "")
             near = did_you_mean(str(error["input"]), re.findall(r"'([^']+)'", expected))
-            return f"{key}: got {error['input']!r}{near}; valid: {expected}"
+            also = " or a number" if expected == "'auto'" else ""
+            return f"{key}: got {error['input']!r}{near}; valid: {expected}{also}"
         case "value_error":
             message = error["msg"].removeprefix("Value error, ")
             return f"{key}: {message}" if key else message

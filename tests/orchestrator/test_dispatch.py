@@ -205,9 +205,9 @@ def test_a_failed_shard_is_tried_again_after_the_others() -> None:
     assert [shard for _, shard in pool.submitted] == [0, 1, 2, 3, 0]
 
 
-def test_max_failures_in_a_row_end_it_all() -> None:
+def test_max_failures_without_a_success_end_it_all() -> None:
     pool = FakePool(lambda shard, before: "fail")
-    with pytest.raises(WorkersError, match=r"5 shards in a row failed.* is cursed"):
+    with pytest.raises(WorkersError, match=r"5 attempts failed.* is cursed"):
         run(pool, range(100), max_failures=5)
     assert pool.begun.total() == 5
 

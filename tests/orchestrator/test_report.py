@@ -88,7 +88,7 @@ def test_what_is_shown_is_at_most_the_truth_and_within_a_tenth_of_a_point(fracti
 
 def test_a_run_is_called_by_its_folder(complete: ReportedRun, partial: ReportedRun) -> None:
     assert complete.title == "whole"
-    assert partial.title == "half (INCOMPLETE: 8 of 20 images missing)"
+    assert partial.title == "half (INCOMPLETE: 8 missing of 20 images)"
 
 
 def test_a_run_that_was_never_reduced_says_what_to_run(made: MadeRun, tmp_path: Path) -> None:
@@ -114,12 +114,12 @@ def test_the_table_has_a_row_per_radius_and_a_column_per_line(complete: Reported
     assert table["columns"] == [
         "renyi, paper",
         "renyi, split",
-        "neyman_pearson_one_class, paper",
-        "neyman_pearson_one_class, split",
+        "neyman pearson one class, paper",
+        "neyman pearson one class, split",
     ]
     assert [row[0] for row in table["rows"]] == ["0", "0.05", "0.1"]
     for column, ((certificate, protocol), curve) in enumerate(curves_by_line(complete.reduced.curves).items(), start=1):
-        assert table["columns"][column - 1] == f"{certificate}, {protocol}"
+        assert table["columns"][column - 1] == f"{certificate.replace('_', ' ')}, {protocol}"
         assert [row[column] for row in table["rows"]] == [percent(a) for a in curve["certified_accuracy"].to_pylist()]
     assert len({cell for row in table["rows"] for cell in row[1:]}) > 2
 
@@ -174,7 +174,7 @@ def test_an_incomplete_run_says_so_in_title_heading_and_at_itself(complete: Repo
     html = page(complete, partial)
     assert re.search(r"<title>INCOMPLETE: ", html)
     assert re.search(r"<h1[^>]*>INCOMPLETE: ", html)
-    assert "half (INCOMPLETE: 8 of 20 images missing)" in html
+    assert "half (INCOMPLETE: 8 missing of 20 images)" in html
     assert "INCOMPLETE" not in page(complete)
 
 
