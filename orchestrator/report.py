@@ -115,8 +115,7 @@ def line_name(run: ReportedRun, certificate: str, protocol: str) -> str:
 
 def percent(fraction: float) -> str:
     """A fraction in percent, one decimal, never rounded up: 0.69999 is 69.9 %."""
-    # The nudge undoes the error of a decimal such as 0.29 * 1000 = 289.99999999999994.
-    return f"{math.floor(fraction * 1000 + 1e-9) / 10:.1f} %"
+    return f"{math.floor(fraction * 1000) / 10:.1f} %"
 
 
 def figure_png(runs: Sequence[ReportedRun]) -> bytes:
