@@ -1,0 +1,41 @@
+"""The README says what the program does today."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from orchestrator.cli import main
+from orchestrator.spec import Spec
+from stn_core import CERTIFICATES, PROTOCOLS
+from workers.settings import Digits, ImageFolder, Mnist, Model, Normalization, ParquetImages, Training
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def test_every_command_is_described() -> None:
+    assert set(re.findall(r"^\| `stn (\w+)", README, re.MULTILINE)) == set(main.commands)
+
+
+def test_every_section_and_key_of_a_spec_is_named() -> None:
+    sections: list[type[BaseModel]] = [Digits, Mnist, ImageFolder, ParquetImages, Model, Normalization, Training]
+    for name, field in Spec.model_fields.items():
+        assert f"| `{name}` |" in README, name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            sections.append(field.annotation)
+    for section in sections:
+        for key in section.model_fields:
+            assert re.search(rf"`{key}[`:]", README), f"{section.__name__}.{key}"
+
+
+def test_every_certificate_and_protocol_is_named() -> None:
+    assert [name for name in [*CERTIFICATES, *PROTOCOLS] if f"`{name}`" not in README] == []
+
+
+def test_its_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "stn_core" in block]
+    exec(compile(block, "README.md", "exec"), {})
+    assert capsys.readouterr().out.count("[") == 3
