@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ def certify_run(spec: Spec) -> Certification:
     plan = resolve(spec).plan
     view = View.of(spec)
     check_against(plan, view)
-    plan = _settle(store, plan)
+    stored = _settle(store, plan)
 
     done = set(counted_shards(store, plan))
     pending = [shard for shard in range(plan.shards) if shard not in done]
@@ -73,7 +74,8 @@ def certify_run(spec: Spec) -> Certification:
     if pending:
         outcome = _count(store, plan, spec.resources, pending)
     with meter("reducing", len(done) + len(outcome.counted), "shards") as progress:
-        reduced = reduce_run(store, plan, view, progress.advance)
+        # By the plan that the run was begun with: its versions are those of the votes, as far as one plan can say.
+        reduced = reduce_run(store, stored, view, progress.advance)
     return Certification(store.uri, len(outcome.counted), outcome.given_up, reduced, nothing_to_do=False)
 
 
@@ -95,7 +97,7 @@ def workers_for(resources: Resources, capacity: Capacity) -> tuple[int, float]:
 
 
 def _settle(store: Store, plan: Plan) -> Plan:
-    """Write the plan of a new run, or check that the run there is the same. Returns the plan to carry out."""
+    """Write a new run's plan, or check that the run there would get the same votes. Returns the plan in the store."""
     if store.create(layout.PLAN, plan.to_json()):
         return plan
     stored = read_plan(store)
@@ -104,21 +106,23 @@ def _settle(store: Store, plan: Plan) -> Plan:
         raise RunError(
             f"{store.uri} holds another run; use another --run, or make the spec agree:\n  " + "\n  ".join(changed)
         )
-    return plan
+    return stored
 
 
 def _count(store: Store, plan: Plan, resources: Resources, pending: list[int]) -> Outcome:
     cpus = (1 if resources.actors == "auto" else resources.actors) * resources.threads_per_actor
     with cluster(cpus) as capacity:
         actors, gpus = workers_for(resources, capacity)
-        pool = ActorPool(plan.job(store.uri), cpus=resources.threads_per_actor, gpus=gpus)
+        digest = hashlib.sha256(store.read(layout.PLAN)).hexdigest()
+        job = plan.job(store.uri, device="cuda" if gpus > 0 else "cpu", plan_sha256=digest)
         images = sum(plan.shard_images(shard) for shard in pending)
-        try:
-            with meter("counting", images, "images") as progress:
-                policy = Policy(workers=actors, max_attempts=resources.max_attempts)
+        policy = Policy(workers=actors, max_attempts=resources.max_attempts)
+        with meter("counting", images, "images") as progress:
+            pool = ActorPool(job, cpus=resources.threads_per_actor, gpus=gpus, warn=progress.note)
+            try:
                 outcome = dispatch(pending, pool, policy, lambda event: _tell(store, event, progress))
-        finally:
-            pool.close()
+            finally:
+                pool.close()
     for shard, reason in outcome.given_up.items():
         record = {"shard": shard, "attempts": resources.max_attempts, "reason": reason}
         store.replace(layout.failed(shard), json.dumps(record).encode())

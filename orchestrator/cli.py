@@ -403,7 +403,7 @@ def _print_curves(run: Any) -> None:
     console.print(
         f"{summary.images} images, {summary.failed} failed, {summary.missing} missing; "
         f"protocol {' and '.join(view.protocols)}, alpha = {view.alpha:g}\n"
-        f"natural accuracy by majority of the votes: {percent(summary.majority_correct / summary.images)}",
+        f"accuracy of the majority of votes, at no perturbation: {percent(summary.majority_correct / summary.images)}",
         highlight=False,
     )
 

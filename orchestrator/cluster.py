@@ -40,6 +40,9 @@ _ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**29)}
 #: Seconds without news after which to ask whether Ray itself lives.
 _NODE_CHECK_S = 5.0
 
+#: Seconds without a single worker after which to say what they wait for.
+_START_WARNING_S = 30.0
+
 #: Workers exchange shard numbers and receipts only.
 _OBJECT_STORE_BYTES = 128 * 2**20
 
@@ -94,8 +97,10 @@ def cluster(cpus: int) -> Iterator[Capacity]:
 class ActorPool:
     """``dispatch.Pool`` of counting actors."""
 
-    def __init__(self, job: CountJob, *, cpus: float, gpus: float) -> None:
+    def __init__(self, job: CountJob, *, cpus: float, gpus: float, warn: Callable[[str], None]) -> None:
         self._job = job
+        self._needs = f"{cpus:g} CPUs and {gpus:g} GPUs"
+        self._warn = warn
         self._actor_class: Any = ray.remote(CountingActor).options(
             num_cpus=cpus, num_gpus=gpus, max_restarts=0, runtime_env={"env_vars": _ALLOCATOR}
         )
@@ -103,7 +108,8 @@ class ActorPool:
         self._waiting: dict[Any, tuple[int, int | None]] = {}
         self._started = 0
         self._node = ray.get_runtime_context().get_node_id()
-        self._checked = time.monotonic()
+        self._begun = self._checked = time.monotonic()
+        self._warned = False
 
     def start(self) -> int:
         worker = self._started
@@ -120,10 +126,14 @@ class ActorPool:
         done, _ = ray.wait(refs, num_returns=1, timeout=timeout_s)
         if not done:
             self._check_node()
+            self._check_starting()
             return []
         done, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
-        found = (self._event(ref, *self._waiting.pop(ref)) for ref in done)
-        return [event for event in found if event is not None]
+        events: list[Event] = []
+        for ref in done:
+            if ref in self._waiting:  # unless its worker's death was among the news before
+                events.append(self._event(ref, *self._waiting.pop(ref)))
+        return events
 
     def close(self) -> None:
         """End every actor at once. A commit is atomic, so nothing is left half done."""
@@ -140,17 +150,31 @@ class ActorPool:
         if self._node not in alive:
             raise WorkersError("Ray died on this machine; what was counted is kept, run the same command again")
 
-    def _event(self, ref: Any, worker: int, shard: int | None) -> Event | None:
+    def _check_starting(self) -> None:
+        """Say, once, what is being waited for where no worker has come up at all."""
+        starting = all(shard is None for _, shard in self._waiting.values())
+        if starting and not self._warned and time.monotonic() - self._begun > _START_WARNING_S:
+            self._warned = True
+            self._warn(f"no worker has started yet: each waits for a node with {self._needs} free")
+
+    def _event(self, ref: Any, worker: int, shard: int | None) -> Event:
         try:
             receipt: Receipt | None = ray.get(ref)
-        except ray.exceptions.RayActorError as error:
-            # Every call in the dead actor's queue says so; the first one is the news.
-            return Died(worker, _last_line(str(error))) if self._actors.pop(worker, None) is not None else None
         except ray.exceptions.RayTaskError as error:
-            return Failed(worker, -1 if shard is None else shard, _last_line(str(error.cause or error)))
+            if shard is not None:
+                return Failed(worker, shard, _last_line(str(error.cause or error)))
+            return self._bury(worker, error)
+        except ray.exceptions.RayError as error:
+            return self._bury(worker, error)
         if receipt is None:
             return Started(worker)
         return Counted(worker, receipt.shard, receipt.images, receipt.failed, receipt.passes, receipt.first)
+
+    def _bury(self, worker: int, error: Exception) -> Died:
+        """Make sure that a worker once reported dead stays so: one out of reach may come back, and its late answers."""
+        ray.kill(self._actors.pop(worker))
+        self._waiting = {ref: waiting for ref, waiting in self._waiting.items() if waiting[0] != worker}
+        return Died(worker, _last_line(str(error)))
 
 
 def fit(job: TrainJob, *, name: str, storage: Path, gpu: bool, observe: Callable[[Epoch], None]) -> tuple[Path, Epoch]:

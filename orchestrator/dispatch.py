@@ -80,7 +80,8 @@ class Policy:
         in_flight: shards queued on a worker at a time; the second hides the driver's latency.
         max_attempts: failures and deaths after which a shard is given up.
         max_start_deaths: workers in a row that died before they were ready, after which none can start.
-        max_failures: failures and deaths without a single shard counted, after which nothing works.
+        max_failures: shards that failed at first try since one was last counted, after which nothing works any more.
+            Further tries do not count: those of a few bad shards come last, one after another.
     """
 
     workers: int
@@ -125,13 +126,15 @@ def dispatch(
     queues: dict[int, list[int]] = {}
     starting: set[int] = set()
     attempts: Counter[int] = Counter()
-    start_deaths = 0
+    start_deaths = failures = 0
     outcome = Outcome()
 
     def failed(shard: int, reason: str) -> None:
+        nonlocal failures
         attempts[shard] += 1
-        if not outcome.counted and attempts.total() >= policy.max_failures:
-            raise WorkersError(f"{attempts.total()} attempts failed and none succeeded; the last: {reason}")
+        failures += attempts[shard] == 1
+        if failures >= policy.max_failures:
+            raise WorkersError(f"{failures} shards in a row failed, none was counted in between; the last: {reason}")
         if attempts[shard] >= policy.max_attempts:
             outcome.given_up[shard] = reason
         else:
@@ -152,6 +155,7 @@ def dispatch(
                     starting.discard(worker)
                     queues[worker] = []
                 case Counted(worker, shard):
+                    failures = 0
                     queues[worker].remove(shard)
                     outcome.counted.add(shard)
                 case Failed(worker, shard, reason):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from orchestrator.resolve import Resolved
 from stn_core.votes import count_votes, default_batch_size
 from workers import counts_table
 from workers.counting import count_shard
+
+#: Images, and draws of each, that the size of the votes is extrapolated from.
+_BYTES_IMAGES, _BYTES_DRAWS = 8, 16
 
 #: Seconds of counting that the probe measures, after one warm-up batch.
 _PROBE_S = 2.0
@@ -42,8 +46,8 @@ def estimate(resolved: Resolved) -> Estimate:
     plan = resolved.plan
     resources = plan.spec.resources
     capacity = Capacity(os.cpu_count() or 1, torch.cuda.device_count())
-    actors, _ = workers_for(resources, capacity)
-    device = torch.device("cuda" if capacity.gpus else "cpu")
+    actors, gpus = workers_for(resources, capacity)
+    device = torch.device("cuda" if gpus > 0 else "cpu")
     batch = resources.batch_size
     rows = default_batch_size(int(np.prod(plan.image_shape)), device) if batch == "auto" else batch
     threads = torch.get_num_threads()
@@ -80,10 +84,14 @@ def estimate(resolved: Resolved) -> Estimate:
 
 
 def _bytes(resolved: Resolved) -> int:
-    """Size of all count files: that of the first shard with the fewest draws it can have, times the shards."""
+    """Size of all count files: what a file costs without rows, and what a row of a small sample costs."""
     plan = resolved.plan
-    sampling = plan.spec.sampling.model_copy(update={"draws": 1, "selection_draws": 0})
-    job = plan.job("")
-    few = type(job)(**{**vars(job), "sampling": sampling})
-    table = count_shard(few, 0, resolved.images, resolved.model, resolved.model.mean.device)
-    return len(counts_table.encode(table, few.provenance)) * plan.shards
+    job = plan.job("", device="cpu")
+    sampling = plan.spec.sampling
+    few = {"draws": min(sampling.draws, _BYTES_DRAWS), "selection_draws": min(sampling.selection_draws, _BYTES_DRAWS)}
+    sample = dataclasses.replace(job, sampling=sampling.model_copy(update=few), shard_size=_BYTES_IMAGES)
+    device = resolved.model.mean.device
+    table = count_shard(sample, 0, resolved.images, resolved.model, device)
+    empty = len(counts_table.encode(table.slice(0, 0), job.provenance))
+    row = (len(counts_table.encode(table, job.provenance)) - empty) / max(1, table.num_rows)
+    return round(plan.shards * empty + plan.images * row)

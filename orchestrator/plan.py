@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from orchestrator.errors import RunError, SpecError
 from orchestrator.spec import Spec, validate
@@ -125,8 +125,8 @@ class Plan:
             }
         )
 
-    def job(self, run: str) -> CountJob:
-        """What a worker needs to count any shard."""
+    def job(self, run: str, *, device: Literal["cpu", "cuda"], plan_sha256: str = "") -> CountJob:
+        """What a worker needs to count any shard of the run at ``run``, whose plan.json has that digest."""
         spec, resources = self.spec, self.spec.resources
         return CountJob(
             run=run,
@@ -140,7 +140,11 @@ class Plan:
             shard_size=self.shard_size,
             batch_size=None if resources.batch_size == "auto" else resources.batch_size,
             precision=resources.precision,
+            device=device,
             threads=resources.threads_per_actor,
+            plan_sha256=plan_sha256,
+            model_sha256=self.model_sha256,
+            dataset_sha256=self.dataset_sha256,
             import_paths=(str(Path.cwd()),),
             provenance={**self.provenance(), "dtype": resources.precision},
         )

@@ -64,6 +64,9 @@ CURVES_SCHEMA = pa.schema(
 
 _METADATA_KEY = b"stn"
 
+#: Rows of certificates gathered before they are written: a row group per shard would cost more than its rows.
+_ROW_GROUP = 100_000
+
 
 @dataclass(frozen=True)
 class View:
@@ -156,6 +159,7 @@ def reduce_run(store: Store, plan: Plan, view: View, observe: Callable[[int], No
     certified = {combination: np.zeros(len(view.radii), dtype=np.int64) for combination in combinations}
     abstained = dict.fromkeys(combinations, 0)
     counted = failed = majority_correct = invalid = 0
+    rows: list[pa.Table] = []
 
     sink = io.BytesIO()
     with pq.ParquetWriter(sink, CERTIFICATES_SCHEMA, compression="zstd") as writer:
@@ -165,14 +169,20 @@ def reduce_run(store: Store, plan: Plan, view: View, observe: Callable[[int], No
             counted += int(usable.sum())
             failed += int((~usable).sum())
             invalid += votes.invalid
-            majority_correct += int((votes.estimation.argmax(axis=1) == votes.labels)[usable].sum())
+            voted = votes.estimation.any(axis=1)
+            majority_correct += int((voted & (votes.estimation.argmax(axis=1) == votes.labels)).sum())
             for name, protocol in combinations:
                 result = _certify(votes, usable, plan, name, protocol, view.alpha)
                 correct = ~result.abstain & (result.prediction == votes.labels)
                 certified[name, protocol] += certified_correct(result.radius, correct, view.radii)
                 abstained[name, protocol] += int((result.abstain & usable).sum())
-                writer.write_table(_rows(votes, result, correct, name, protocol, view.alpha))
+                rows.append(_rows(votes, result, correct, name, protocol, view.alpha))
+            if sum(part.num_rows for part in rows) >= _ROW_GROUP:
+                writer.write_table(pa.concat_tables(rows))
+                rows.clear()
             observe(1)
+        if rows:
+            writer.write_table(pa.concat_tables(rows))
         summary = Summary(plan.images, counted, failed, plan.images - counted - failed, majority_correct, invalid)
         facts = {"view": asdict(view), "summary": asdict(summary), **plan.provenance()}
         metadata = json.dumps({"schema_version": SCHEMA_VERSION, **facts}, sort_keys=True)
@@ -185,9 +195,7 @@ def reduce_run(store: Store, plan: Plan, view: View, observe: Callable[[int], No
         store.delete(stale)
     store.replace(folder + layout.CERTIFICATES, sink.getvalue())
     store.replace(folder + layout.CURVES, _parquet(curves))
-    superseded = (layout.PARTIAL + layout.CERTIFICATES,) if not folder else (layout.CERTIFICATES,)
-    for key in superseded:
-        store.delete(key)
+    store.delete(layout.CERTIFICATES if folder else layout.PARTIAL + layout.CERTIFICATES)
     return Reduced(view, summary, curves)
 
 
@@ -209,13 +217,19 @@ def published(store: Store, *, partial: bool = False) -> Reduced | None:
     raise RunError(f"{store.uri}/{folder}{layout.CURVES} was written by a newer version: update this installation")
 
 
-def read_certificates(store: Store, *, partial: bool = False) -> pa.Table:
-    """The table of certificates that the last reduce published. Raises RunError if it is missing or damaged."""
+def read_certificates(store: Store, reduced: Reduced, *, partial: bool = False) -> pa.Table:
+    """The table of certificates published with ``reduced``.
+
+    Raises RunError if it is missing, damaged, or of another reduce: two at once may have published in turns.
+    """
     key = (layout.PARTIAL if partial else "") + layout.CERTIFICATES
     try:
-        return pq.read_table(io.BytesIO(store.read(key)))
+        file = pq.ParquetFile(io.BytesIO(store.read(key)))
+        if file.metadata.metadata.get(_METADATA_KEY) == reduced.curves.schema.metadata[_METADATA_KEY]:
+            return file.read()
     except (ObjectMissing, pa.ArrowException, OSError) as error:
         raise RunError(f"{store.uri}/{key} is missing or damaged: run `stn reduce` again") from error
+    raise RunError(f"{store.uri}/{key} and {layout.CURVES} are of two reduces: run `stn reduce` again")
 
 
 def check_against(plan: Plan, view: View) -> None:
@@ -362,7 +376,7 @@ def _curves(
                     "norm": CERTIFICATES[name].norm,
                     "radius": radius,
                     "certified_accuracy": accuracy,
-                    "paper_accuracy": (1 - view.alpha) * accuracy if protocol.startswith("paper") else None,
+                    "paper_accuracy": (1 - view.alpha) * accuracy if protocol == "paper" else None,
                     "certified": count,
                     "images": summary.images,
                     "abstained": abstained[name, protocol],

@@ -71,12 +71,13 @@ class ReportedRun:
 def load_run(store: Store) -> ReportedRun:
     """The run in ``store``, its partial view if it is incomplete. Raises RunError."""
     plan = read_plan(store)
-    partial = published(store) is None
-    reduced = published(store, partial=partial)
+    whole = published(store)
+    partial = whole is None
+    reduced = whole or published(store, partial=True)
     if reduced is None:
         raise RunError(f"{store.uri} has no certificates yet: run `stn reduce` first")
     name = store.uri.rstrip("/").rsplit("/", 1)[-1]
-    return ReportedRun(name, plan, reduced, _steps(read_certificates(store, partial=partial), plan.images))
+    return ReportedRun(name, plan, reduced, _steps(read_certificates(store, reduced, partial=partial), plan.images))
 
 
 def _steps(certificates: pa.Table, images: int) -> dict[tuple[str, str], Steps]:
@@ -110,7 +111,8 @@ def curves_by_line(curves: pa.Table) -> dict[tuple[str, str], pa.Table]:
 def line_name(run: ReportedRun, certificate: str, protocol: str) -> str:
     """A line's name for people; the protocol only where the run has several."""
     name = certificate.replace("_", " ")
-    return name if len(run.reduced.view.protocols) == 1 else f"{name}, {protocol}"
+    name = name if len(run.reduced.view.protocols) == 1 else f"{name}, {protocol}"
+    return name if PROTOCOLS[protocol].rigorous else f"{name} (not a guarantee)"
 
 
 def percent(fraction: float) -> str:
@@ -127,8 +129,6 @@ def figure_png(runs: Sequence[ReportedRun]) -> bytes:
             label = line_name(run, certificate, protocol)
             if len(runs) > 1 or not run.reduced.summary.complete:
                 label = f"{_drawable(run.title)}: {label}"
-            if not PROTOCOLS[protocol].rigorous:
-                label += " (not a guarantee)"
             axes.step(steps.radius, steps.accuracy, where="pre", label=label)
     norms = {norm for run in runs for norm in run.reduced.curves["norm"].to_pylist()}
     axes.set_xlabel(f"radius ({' and '.join(sorted(norms)).upper()}, pixels in [0, 1])")
@@ -185,7 +185,7 @@ def facts(run: ReportedRun) -> list[tuple[str, str]]:
     return [
         ("images", f"{summary.images}: {summary.counted} counted, {summary.failed} failed, {summary.missing} missing"),
         ("abstained", abstained),
-        ("natural accuracy, by majority of the votes", percent(summary.majority_correct / summary.images)),
+        ("accuracy of the majority of votes", percent(summary.majority_correct / summary.images)),
         ("invalid votes (NaN)", str(summary.invalid_votes)),
         ("data set", f"{spec.dataset.kind}, every {spec.dataset.every}, sha-256 {plan.dataset_sha256[:16]}…"),
         ("model", f"{spec.model.name}, weights sha-256 {plan.model_sha256[:16]}…"),

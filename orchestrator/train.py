@@ -76,7 +76,8 @@ def train_model(spec: Spec, *, observe: Callable[[Epoch], None]) -> Trained:
     network = torch.load(state, map_location="cpu", weights_only=True)["network"]
     content = io.BytesIO()
     torch.save({"state_dict": network, "training": settings, "training_sha256": digest}, content)
-    LocalStore(checkpoint.parent).create(checkpoint.name, content.getvalue())
+    if not LocalStore(checkpoint.parent).create(checkpoint.name, content.getvalue()):
+        _check_existing(checkpoint, digest)
     return Trained(checkpoint, epoch)
 
 

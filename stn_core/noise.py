@@ -5,7 +5,8 @@ shard, so any shard can be counted anywhere, again, in any order, and see the sa
 
 On the CPU a draw is one counter-based Philox stream (numpy), addressed by a 128-bit key hashed from
 (seed, phase, image key) and by the draw number as counter: no two draws share a stream. On CUDA it is torch's Philox
-generator, seeded by a 64-bit hash of the same four facts. The two devices give different (equally valid) noise.
+generator, seeded by a 64-bit hash of the same four facts. The two devices give different (equally valid) noise, and
+so may two models of GPU: torch spreads a large image over as many threads as the chip has room for.
 """
 
 from __future__ import annotations

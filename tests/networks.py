@@ -51,6 +51,12 @@ def tiny_rgb() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 8, 5, stride=3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 8 * 8, 10))
 
 
+def unseeded() -> nn.Module:
+    """``tiny`` with weights of its own in every process."""
+    torch.seed()
+    return nn.Sequential(nn.Conv2d(1, 8, 5, stride=3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 8 * 8, 10))
+
+
 def only_in_the_driver() -> nn.Module:
     """``tiny``, but building it inside a Ray worker fails."""
     if "ray::" in Path("/proc/self/cmdline").read_text():

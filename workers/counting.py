@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +33,10 @@ class CountJob:
         shard_size: images per shard; the last may hold fewer.
         batch_size: rows per forward pass; None chooses.
         precision: arithmetic of the forward pass.
+        device: "cpu" or "cuda".
         threads: CPU threads of one worker.
+        plan_sha256: digest of the run's plan as the driver reads it.
+        model_sha256, dataset_sha256: what the worker's own copies must amount to.
         import_paths: folders to import the user's modules from.
         provenance: what to write into each file's metadata.
     """
@@ -49,7 +52,11 @@ class CountJob:
     shard_size: int
     batch_size: int | None
     precision: Precision
+    device: Literal["cpu", "cuda"]
     threads: int
+    plan_sha256: str
+    model_sha256: str
+    dataset_sha256: str
     import_paths: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
 

@@ -32,7 +32,8 @@ def counts(shard: int) -> str:
 def shard_of(key: str) -> int | None:
     """The shard whose votes lie under ``key``; None for any other key."""
     match = _SHARD.fullmatch(key)
-    return int(match[1]) if match else None
+    # One key per shard: 0000042 is not another name of 000042.
+    return int(match[1]) if match and counts(int(match[1])) == key else None
 
 
 def failed(shard: int) -> str:

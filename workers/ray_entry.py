@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +16,11 @@ import ray.util.queue
 import torch
 from torch import nn
 
+from stn_core.models import Normalized, weights_sha256
 from workers import counts_table, layout
 from workers.counting import CountJob, count_shard, load_model
 from workers.images import open_dataset
-from workers.store import open_store
+from workers.store import ObjectMissing, open_store
 from workers.training import Epoch, TrainJob, train
 
 
@@ -41,26 +43,52 @@ class Receipt:
     first: bool
 
 
+class WrongInputs(Exception):
+    """A worker would count something else than was planned."""
+
+
 class CountingActor:
     """Loads the model once, then counts and commits the shards it is told."""
 
     def __init__(self, job: CountJob) -> None:
         _add_import_paths(job.import_paths)
         torch.set_num_threads(job.threads)
+        # Recorded as float32, so not to be TensorFloat-32 on the quiet.
+        torch.backends.cudnn.allow_tf32 = False
         self._job = job
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = torch.device(job.device)
         self._store = open_store(job.run)
         self._images = open_dataset(job.dataset)
-        self._model = load_model(job.model, job.num_classes).to(self._device)
+        model = load_model(job.model, job.num_classes)
+        self._check(model)
+        self._model = model.to(self._device)
+
+    def _check(self, model: Normalized) -> None:
+        """Raise WrongInputs unless this node sees the run, the weights and the data that were planned."""
+        try:
+            plan = self._store.read(layout.PLAN)
+        except ObjectMissing:
+            raise WrongInputs(f"this node does not see the run at {self._job.run}: is the folder shared?") from None
+        found = {
+            "run at store.run": (hashlib.sha256(plan).hexdigest(), self._job.plan_sha256),
+            "model's weights": (weights_sha256(model.network), self._job.model_sha256),
+            "data set": (self._images.fingerprint, self._job.dataset_sha256),
+        }
+        for what, (own, planned) in found.items():
+            if own != planned:
+                raise WrongInputs(f"the {what} that this worker sees is not the one planned (sha-256 {own[:12]})")
 
     def ready(self) -> None:
         """Returns once the actor is up; a failure to start surfaces here."""
 
     def count(self, shard: int) -> Receipt:
-        """Count a shard and commit its votes."""
+        """Count a shard and commit its votes, unless another worker has."""
+        key = layout.counts(shard)
+        if self._store.exists(key):
+            return Receipt(shard, len(self._job.shard_indices(shard)), 0, 0, first=False)
         table = count_shard(self._job, shard, self._images, self._model, self._device)
         provenance = {**self._job.provenance, "shard": shard, "device": _device_name(self._device)}
-        first = self._store.create(layout.counts(shard), counts_table.encode(table, provenance))
+        first = self._store.create(key, counts_table.encode(table, provenance))
         draws = sum(table["draws"].to_pylist()) + sum(table["selection_draws"].to_pylist())
         failed = table.num_rows - table["error"].null_count
         return Receipt(shard, table.num_rows, failed, draws, first)

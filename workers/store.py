@@ -57,6 +57,9 @@ class Store(Protocol):
     def read(self, key: str) -> bytes:
         """An object's content. Raises ObjectMissing."""
 
+    def exists(self, key: str) -> bool:
+        """Whether there is an object under that key."""
+
     def list(self, prefix: str) -> Iterator[StoredObject]:
         """Objects whose key begins with ``prefix``, in key order."""
 
@@ -106,6 +109,9 @@ class LocalStore:
         except OSError as error:
             raise StoreError(f"cannot read {self._path(key)}: {error.strerror}") from error
 
+    def exists(self, key: str) -> bool:
+        return self._path(key).is_file()
+
     def list(self, prefix: str) -> Iterator[StoredObject]:
         folder = self._root / prefix.rpartition("/")[0]
         found = []
@@ -149,9 +155,11 @@ class LocalStore:
         """The key's path, its folder made; what the block puts there is durable afterwards."""
         target = self._path(key)
         try:
+            new = [folder for folder in target.parents if not folder.exists()]
             target.parent.mkdir(parents=True, exist_ok=True)
             yield target
-            _fsync_folder(target.parent)
+            for folder in (target.parent, *(folder.parent for folder in new)):
+                _fsync_folder(folder)
         except OSError as error:
             raise StoreError(f"cannot write {target}: {error.strerror}") from error
 

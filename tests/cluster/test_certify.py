@@ -84,6 +84,13 @@ def test_broken_images_are_recorded_and_the_rest_goes_on(tmp_path: Path) -> None
     assert curves["failed"].eq(1).all()
 
 
+def test_workers_with_other_weights_than_planned_count_nothing(tmp_path: Path) -> None:
+    done = run("certify", write_spec(tmp_path, "random", model={"name": "tests.networks:unseeded"}))
+    assert done.returncode == 3
+    assert "model's weights that this worker sees is not the one planned" in done.stderr
+    assert shards(tmp_path / "random") == []
+
+
 def test_workers_that_cannot_start_fail_loudly(tmp_path: Path) -> None:
     spec = write_spec(tmp_path, "deaf", model={"name": "tests.networks:only_in_the_driver"})
     done = run("certify", spec)

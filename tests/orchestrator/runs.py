@@ -71,7 +71,7 @@ class MadeRun:
         return store
 
     def commit(self, store: LocalStore, shard: int) -> None:
-        provenance = {**self.plan.job(store.uri).provenance, "shard": shard, "device": "cpu"}
+        provenance = {**self.plan.job(store.uri, device="cpu").provenance, "shard": shard, "device": "cpu"}
         assert store.create(layout.counts(shard), counts_table.encode(self.tables[shard], provenance))
 
     @property
@@ -83,7 +83,7 @@ class MadeRun:
 def count(spec: Mapping[str, Any]) -> MadeRun:
     """Plan a spec and count all of its shards."""
     resolved = resolve(validate(spec, "spec"))
-    job = resolved.plan.job("unused")
+    job = resolved.plan.job("unused", device="cpu")
     tables = [
         count_shard(job, shard, resolved.images, resolved.model, torch.device("cpu"))
         for shard in range(resolved.plan.shards)

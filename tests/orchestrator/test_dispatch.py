@@ -205,11 +205,18 @@ def test_a_failed_shard_is_tried_again_after_the_others() -> None:
     assert [shard for _, shard in pool.submitted] == [0, 1, 2, 3, 0]
 
 
-def test_max_failures_without_a_success_end_it_all() -> None:
-    pool = FakePool(lambda shard, before: "fail")
-    with pytest.raises(WorkersError, match=r"5 attempts failed.* is cursed"):
-        run(pool, range(100), max_failures=5)
-    assert pool.begun.total() == 5
+@pytest.mark.parametrize("good", [set(), {0}, {0, 1, 2, 30}], ids=["none", "one", "some"])
+def test_max_failures_in_a_row_end_it_all(good: set[int]) -> None:
+    pool = FakePool(lambda shard, before: "count" if shard in good else "fail")
+    with pytest.raises(WorkersError, match=r"5 shards in a row failed.* is cursed"):
+        run(pool, range(1000), workers=1, in_flight=1, max_failures=5)
+    assert pool.begun.total() <= 5 + len(good)
+
+
+def test_many_bad_shards_far_apart_are_given_up_and_end_nothing() -> None:
+    bad = set(range(0, 200, 10))
+    outcome = run(FakePool(only(dict.fromkeys(bad, "fail"))), range(200), max_failures=5)
+    assert outcome.given_up.keys() == bad
 
 
 def test_one_success_in_between_starts_the_row_anew() -> None:

@@ -195,7 +195,7 @@ def test_shards_cover_every_selected_image_once(images: int, shard_size: int, ev
         dataset_size=images,
         shard_size=shard_size,
     )
-    job = plan.job("run")
+    job = plan.job("run", device="cpu")
     shards = [list(job.shard_indices(shard)) for shard in range(plan.shards)]
     assert [index for shard in shards for index in shard] == list(range(images))[::every][:limit]
     assert [len(shard) for shard in shards] == [plan.shard_images(shard) for shard in range(plan.shards)]
@@ -206,10 +206,10 @@ def test_shards_cover_every_selected_image_once(images: int, shard_size: int, ev
 
 def test_a_job_is_what_the_plan_says() -> None:
     plan = with_spec(PLAN, resources={"batch_size": 32, "precision": "bfloat16", "threads_per_actor": 3})
-    job = plan.job("somewhere")
+    job = plan.job("somewhere", device="cpu")
     assert (job.run, job.num_classes, job.image_shape) == ("somewhere", 10, (1, 28, 28))
     assert (job.batch_size, job.precision, job.threads) == (32, "bfloat16", 3)
-    assert PLAN.job("x").batch_size is None
+    assert PLAN.job("x", device="cpu").batch_size is None
     assert isinstance(plan.spec, Spec)
     assert job.provenance["identity"] == plan.identity()
     json.dumps(dict(job.provenance))

@@ -133,8 +133,8 @@ def test_the_facts_say_what_was_certified(partial: ReportedRun) -> None:
     assert partial.plan.model_sha256[:16] in found["model"]
 
 
-def test_natural_accuracy_is_over_all_images(partial: ReportedRun) -> None:
-    found = dict(facts(partial))["natural accuracy, by majority of the votes"]
+def test_accuracy_of_the_majority_is_over_all_images(partial: ReportedRun) -> None:
+    found = dict(facts(partial))["accuracy of the majority of votes"]
     assert found == percent(partial.reduced.summary.majority_correct / 20)
     assert partial.reduced.summary.majority_correct > 0
 

@@ -35,7 +35,11 @@ JOB = CountJob(
     shard_size=64,
     batch_size=None,
     precision="float32",
+    device="cpu",
     threads=1,
+    plan_sha256="",
+    model_sha256="",
+    dataset_sha256="",
 )
 
 
