@@ -12,8 +12,9 @@ from orchestrator.dispatch import Counted, Died, Event, Failed, Outcome, Policy,
 from orchestrator.errors import RunError, SpecError
 from orchestrator.plan import Plan, difference
 from orchestrator.progress import Meter, meter
-from orchestrator.reduce import Reduced, View, check_against, counted_shards, published, read_plan, reduce_run
+from orchestrator.reduce import Reduced, View, check_against, published, reduce_run
 from orchestrator.resolve import resolve
+from orchestrator.runs import counted_shards, read_plan
 from orchestrator.spec import Resources, Spec
 from workers import layout
 from workers.store import Store, open_store

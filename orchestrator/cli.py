@@ -325,8 +325,9 @@ def reduce(
 
     Example: stn reduce runs/demo --certificate renyi --protocol paper --protocol split --alpha 0.01
     """
-    from orchestrator.reduce import View, check_against, counted_shards, read_plan, reduce_run
+    from orchestrator.reduce import View, check_against, reduce_run
     from orchestrator.report import load_run
+    from orchestrator.runs import counted_shards, read_plan
 
     store = open_store(run)
     planned = read_plan(store)

@@ -101,7 +101,8 @@ class Plan:
             raise RunError(f"{source} is damaged: {error}") from error
 
     def identity(self) -> dict[str, Any]:
-        """What decides the votes. Two plans that agree here may share a run; paths, workers and views may differ."""
+        """What decides the votes, in JSON's own types. Two plans that agree here may share a run; paths, workers and
+        views may differ."""
         spec = self.spec.model_dump(mode="json", include={"noise", "sampling"})
         dataset = self.spec.dataset
         return _flat(

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from orchestrator.errors import RunError
 from orchestrator.plan import Plan
-from orchestrator.reduce import Reduced, published, read_certificates, read_plan
+from orchestrator.reduce import Reduced, published, read_certificates
+from orchestrator.runs import read_plan
 from stn_core.confidence import PROTOCOLS
 from stn_core.curves import certified_correct
 from workers.store import Store

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from orchestrator.errors import RunError
 from orchestrator.plan import Plan
-from orchestrator.reduce import read_plan
+from orchestrator.runs import read_plan
 from workers import counts_table, layout
 from workers.store import Store, StoredObject
 

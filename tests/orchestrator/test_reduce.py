@@ -13,18 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from orchestrator.errors import RunError, SpecError
-from orchestrator.reduce import (
-    CERTIFICATES_SCHEMA,
-    CURVES_SCHEMA,
-    View,
-    check_against,
-    counted_shards,
-    published,
-    read_plan,
-    read_shard,
-    reduce_run,
-)
+from orchestrator.reduce import CERTIFICATES_SCHEMA, CURVES_SCHEMA, View, check_against, published, reduce_run
 from orchestrator.report import load_run
+from orchestrator.runs import counted_shards, read_plan, read_shard
 from stn_core import certify
 from tests.orchestrator.runs import MadeRun
 from workers import counts_table, layout
