@@ -24,7 +24,7 @@ def main() -> None:
     for row in itertools.chain(counting.rows(), reducing.rows()):
         found.append(row)
         table.add_row(row.name, f"{row.ratio:.3g}", f"{row.lowest:.3g} - {row.highest:.3g}", row.against, row.detail)
-    Console().print(table)
+    Console(width=160).print(table)
     RESULTS.mkdir(exist_ok=True)
     machine = {"cpus": os.cpu_count(), "machine": platform.machine(), "system": platform.system()}
     content = {"machine": machine, "versions": versions(), "rows": [dataclasses.asdict(row) for row in found]}

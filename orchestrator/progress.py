@@ -51,10 +51,14 @@ class _Pace:
 
     def __init__(self, total: int, unit: str) -> None:
         self._total, self._unit = total, unit
-        self._start = time.monotonic()
+        self._first: tuple[float, int] | None = None
 
     def text(self, done: int) -> str:
-        rate = done / max(time.monotonic() - self._start, 1e-9)
+        """``done`` so far. The clock starts with the first news: until then workers were starting."""
+        if self._first is None:
+            self._first = (time.monotonic(), done)
+        start, before = self._first
+        rate = (done - before) / max(time.monotonic() - start, 1e-9)
         left = (self._total - done) / rate if rate else math.nan
         return f"{self._unit}, {rate:.3g}/s, {time_text(left)} left"
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+import pyarrow.compute as pc
+
 from orchestrator.errors import RunError
 from orchestrator.plan import Plan
 from orchestrator.runs import read_plan
@@ -13,6 +15,9 @@ from workers.store import Store, StoredObject
 
 #: Commits that the present rate is read off.
 _RECENT = 50
+
+#: Failed images that are listed one by one.
+_FAILURES_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,7 @@ class Status:
         images: in the plan.
         counted: images with votes.
         failed: images that could not be counted.
+        failures: data set index to the reason, of the first failed images.
         shards: in the plan.
         shards_committed: with votes in the store.
         shards_given_up: shard to the reason it was given up in its last attempt.
@@ -40,6 +46,7 @@ class Status:
     images: int
     counted: int
     failed: int
+    failures: dict[int, str]
     shards: int
     shards_committed: int
     shards_given_up: dict[int, str]
@@ -55,6 +62,7 @@ def status_of(store: Store) -> Status:
     plan = read_plan(store)
     committed: list[StoredObject] = []
     counted = failed = passes = 0
+    failures: dict[int, str] = {}
     for stored in store.list(layout.COUNTS):
         shard = layout.shard_of(stored.key)
         if shard is None or shard >= plan.shards:
@@ -64,6 +72,9 @@ def status_of(store: Store) -> Status:
             table, _ = counts_table.decode(store.read(stored.key))
         except ValueError as error:
             raise RunError(f"{store.uri}/{stored.key}: {error}; delete it and run `stn certify` again") from error
+        for row in table.filter(pc.is_valid(table["error"])).select(["index", "error"]).to_pylist():
+            if len(failures) < _FAILURES_SHOWN:
+                failures[row["index"]] = row["error"]
         draws = table["draws"].to_numpy()
         usable = int((draws > 0).sum())
         counted, failed = counted + usable, failed + len(draws) - usable
@@ -76,6 +87,7 @@ def status_of(store: Store) -> Status:
         images=plan.images,
         counted=counted,
         failed=failed,
+        failures=failures,
         shards=plan.shards,
         shards_committed=len(committed),
         shards_given_up=_given_up(store),

@@ -5,14 +5,14 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from itertools import product
+from dataclasses import dataclass
 from typing import Literal, SupportsIndex, get_args
 
 import numpy as np
 import torch
 from torch import nn
 
-from stn_core.noise import DrawId, Noise, Phase, check_identity
+from stn_core.noise import Draws, Noise, Phase, check_identity
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -83,21 +83,28 @@ def count_votes(
     pixels = pixels.to(place)
     layout = _layout_of(model)
     noisy = torch.zeros((rows_per_call, *pixels.shape[1:]), dtype=torch.float32, device=place)
-    rows = product(range(len(pixels)), range(first_draw, first_draw + draws))
 
     with _Evaluating(model, place), torch.inference_mode(), _autocast(precision, place):
-        for batch in _chunks(rows, rows_per_call):
-            owner = torch.tensor([image for image, _ in batch], device=place)
-            used = noisy[: len(batch)]
-            noise.fill(used, (DrawId(seed, image_keys[image], phase, draw) for image, draw in batch))
-            used += _to_unit_range(pixels[owner])
+        for batch in _batches(len(pixels), draws, rows_per_call):
+            owner = torch.from_numpy(batch.owner).to(place)
+            used = noisy[: len(owner)]
+            noise.fill(
+                used,
+                (
+                    Draws(seed, image_keys[image], phase, first_draw + first, count)
+                    for image, first, count in batch.parts
+                ),
+            )
+            # The batch's images are neighbours: scaled once each, not once a row.
+            first_image, last_image = batch.parts[0][0], batch.parts[-1][0]
+            used += _to_unit_range(pixels[first_image : last_image + 1])[owner - first_image]
             logits = model(noisy.contiguous(memory_format=layout))
             if logits.ndim != 2 or logits.shape != (rows_per_call, num_classes):
                 raise ValueError(
                     f"the model must return logits of shape ({rows_per_call}, {num_classes}) = (rows, num_classes), "
                     f"got {tuple(logits.shape)}"
                 )
-            logits = logits[: len(batch)].float()
+            logits = logits[: len(owner)].float()
             valid = ~logits.isnan().any(dim=1)
             # Adding zero for invalid rows, rather than leaving them out, spares the device a wait for the host.
             votes.scatter_add_(0, owner * num_classes + logits.argmax(dim=1), valid.long())
@@ -149,15 +156,28 @@ def _layout_of(model: nn.Module) -> torch.memory_format:
     return torch.contiguous_format
 
 
-def _chunks(rows: Iterator[tuple[int, int]], size: int) -> Iterator[list[tuple[int, int]]]:
-    batch: list[tuple[int, int]] = []
-    for row in rows:
-        batch.append(row)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+@dataclass(frozen=True)
+class _Batch:
+    """The rows of one forward pass: draws of one image after another.
+
+    Attributes:
+        parts: (image, first draw, number of consecutive draws) each.
+        owner: each row's image, int64 (rows,).
+    """
+
+    parts: list[tuple[int, int, int]]
+    owner: np.ndarray
+
+
+def _batches(images: int, draws: int, size: int) -> Iterator[_Batch]:
+    """All (image, draw) pairs, image by image, ``size`` at a time."""
+    for start in range(0, images * draws, size):
+        stop = min(start + size, images * draws)
+        parts = []
+        for image in range(start // draws, -(-stop // draws)):
+            first, last = max(start - image * draws, 0), min(stop - image * draws, draws)
+            parts.append((image, first, last - first))
+        yield _Batch(parts, np.arange(start, stop) // draws)
 
 
 def _device_of(model: nn.Module) -> torch.device:

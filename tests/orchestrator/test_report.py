@@ -121,7 +121,7 @@ def test_the_table_has_a_row_per_radius_and_a_column_per_line(complete: Reported
     for column, ((certificate, protocol), curve) in enumerate(curves_by_line(complete.reduced.curves).items(), start=1):
         assert table["columns"][column - 1] == f"{certificate.replace('_', ' ')}, {protocol}"
         assert [row[column] for row in table["rows"]] == [percent(a) for a in curve["certified_accuracy"].to_pylist()]
-    assert len({cell for row in table["rows"] for cell in row[1:]}) > 2
+    assert len({cell for row in table["rows"] for cell in row[1:]}) > 1
 
 
 def test_the_facts_say_what_was_certified(partial: ReportedRun) -> None:

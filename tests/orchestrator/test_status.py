@@ -31,6 +31,7 @@ def test_an_empty_run(made: MadeRun, tmp_path: Path) -> None:
         images=20,
         counted=0,
         failed=0,
+        failures={},
         shards=3,
         shards_committed=0,
         shards_given_up={},

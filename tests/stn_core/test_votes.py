@@ -13,7 +13,7 @@ from scipy import stats
 from torch import nn
 
 from stn_core import Gaussian, count_votes
-from stn_core.noise import DrawId, Phase
+from stn_core.noise import Draws, Phase
 from stn_core.votes import default_batch_size
 
 NOISE = Gaussian(0.5)
@@ -60,7 +60,7 @@ def one_by_one(model: nn.Module, phase: Phase = "estimation", first_draw: int = 
     for image, (pixels, key) in enumerate(zip(images(), KEYS, strict=True)):
         for number in range(first_draw, first_draw + DRAWS):
             noise = torch.empty(1, *pixels.shape)
-            NOISE.fill(noise, [DrawId(SEED, key, phase, number)])
+            NOISE.fill(noise, [Draws(SEED, key, phase, number)])
             with torch.no_grad():
                 votes[image, int(model(pixels / 255 + noise).argmax())] += 1
     return votes
@@ -125,7 +125,7 @@ def test_noise_is_added_to_pixels_in_unit_range_and_never_clipped() -> None:
 
     count(Logits(look), draws=8, batch_size=8)
     expected = torch.empty(24, 3, 5, 5)
-    NOISE.fill(expected, [DrawId(SEED, key, "estimation", number) for key in KEYS for number in range(8)])
+    NOISE.fill(expected, [Draws(SEED, key, "estimation", number) for key in KEYS for number in range(8)])
     expected += images().repeat_interleave(8, dim=0) / 255
     torch.testing.assert_close(torch.cat(seen), expected, rtol=0, atol=1e-6)
     assert expected.min() < 0
@@ -182,7 +182,7 @@ def test_a_nan_logit_votes_for_no_class(column: int) -> None:
         return logits
 
     noise = torch.empty(len(KEYS) * DRAWS, 3, 5, 5)
-    NOISE.fill(noise, [DrawId(SEED, key, "estimation", number) for key in KEYS for number in range(DRAWS)])
+    NOISE.fill(noise, [Draws(SEED, key, "estimation", number) for key in KEYS for number in range(DRAWS)])
     noisy = noise.view(len(KEYS), DRAWS, 75) + images().view(len(KEYS), 1, 75) / 255
     invalid = (noisy[:, :, 0] < 0).sum(dim=1).numpy()
     votes = count(Logits(with_nan))
