@@ -52,15 +52,21 @@ class _Pace:
     def __init__(self, total: int, unit: str) -> None:
         self._total, self._unit = total, unit
         self._first: tuple[float, int] | None = None
+        self._done = 0
 
-    def text(self, done: int) -> str:
-        """``done`` so far. The clock starts with the first news: until then workers were starting."""
+    def see(self, done: int) -> None:
+        """So much is done now. The clock starts with the first news: until then workers were starting."""
+        self._done = done
         if self._first is None:
             self._first = (time.monotonic(), done)
-        start, before = self._first
-        rate = (done - before) / max(time.monotonic() - start, 1e-9)
-        left = (self._total - done) / rate if rate else math.nan
-        return f"{self._unit}, {rate:.3g}/s, {time_text(left)} left"
+
+    def text(self) -> str:
+        start, before = self._first or (time.monotonic(), 0)
+        seconds = time.monotonic() - start
+        if self._done == before or seconds <= 0:
+            return self._unit
+        rate = (self._done - before) / seconds
+        return f"{self._unit}, {rate:.3g}/s, {time_text((self._total - self._done) / rate)} left"
 
 
 class _Bar:
@@ -72,7 +78,8 @@ class _Bar:
 
     def advance(self, amount: int) -> None:
         self._done += amount
-        self._progress.update(self._task, advance=amount, pace=self._pace.text(self._done))
+        self._pace.see(self._done)
+        self._progress.update(self._task, advance=amount, pace=self._pace.text())
 
     def note(self, text: str) -> None:
         self._progress.console.print(text, markup=False, highlight=False)
@@ -88,6 +95,7 @@ class _Lines:
 
     def advance(self, amount: int) -> None:
         self._done += amount
+        self._pace.see(self._done)
         if time.monotonic() - self._printed >= _INTERVAL_S:
             self._print()
 
@@ -101,7 +109,7 @@ class _Lines:
     def _print(self) -> None:
         self._printed = time.monotonic()
         self._printed_done = self._done
-        self.note(f"{self._description}: {self._done}/{self._total} {self._pace.text(self._done)}")
+        self.note(f"{self._description}: {self._done}/{self._total} {self._pace.text()}")
 
 
 def time_text(seconds: float) -> str:
