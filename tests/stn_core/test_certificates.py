@@ -155,7 +155,6 @@ def test_neyman_pearson_one_class_ignores_the_runner_up_and_needs_a_majority() -
     assert unit_radius(ONE_CLASS, 0.5, 0.1) == unit_radius(ONE_CLASS, 0.4, 0.1) == 0
 
 
-@settings(deadline=None)
 @given(st.floats(0.5, 1, exclude_min=True, exclude_max=True))
 def test_one_and_two_class_agree_where_the_runner_up_has_all_the_rest(p1: float) -> None:
     assert unit_radius(ONE_CLASS, p1, 1 - p1) == pytest.approx(unit_radius(TWO_CLASS, p1, 1 - p1), abs=1e-12)
@@ -179,20 +178,20 @@ def assert_at_most(radius: float, other: float) -> None:
     assert radius <= other * (1 + 2e-12) + 2e-12
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(probabilities())
 def test_renyi_is_never_above_the_tight_radius(pair: tuple[float, float]) -> None:
     assert_at_most(unit_radius("renyi", *pair), unit_radius(TWO_CLASS, *pair))
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(probabilities())
 def test_using_less_never_gives_more(pair: tuple[float, float]) -> None:
     assert_at_most(unit_radius(ONE_CLASS, *pair), unit_radius(TWO_CLASS, *pair))
 
 
 @pytest.mark.parametrize("certificate", CERTIFICATES)
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(pair=probabilities())
 def test_radius_is_a_number_and_not_negative(certificate: str, pair: tuple[float, float]) -> None:
     assert unit_radius(certificate, *pair) >= 0
@@ -213,7 +212,7 @@ def test_radius_at_the_ends_of_the_unit_interval(certificate: str, p1: float, p2
 
 
 @pytest.mark.parametrize("certificate", CERTIFICATES)
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(pair=probabilities(), share=st.floats(0, 1))
 def test_radius_grows_with_p1(certificate: str, pair: tuple[float, float], share: float) -> None:
     p1, p2 = pair
@@ -222,7 +221,7 @@ def test_radius_grows_with_p1(certificate: str, pair: tuple[float, float], share
 
 
 @pytest.mark.parametrize("certificate", CERTIFICATES)
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(pair=probabilities(), share=st.floats(0, 1))
 def test_radius_shrinks_with_p2(certificate: str, pair: tuple[float, float], share: float) -> None:
     p1, p2 = pair

@@ -110,7 +110,7 @@ ways = st.sampled_from(EVERY_WAY)
 alphas = st.sampled_from([0.5, 0.05, 1e-3, 1e-9])
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(count_tables(), ways, alphas)
 def test_fields_agree_with_each_other(counts: Counts, way: tuple[str, str], alpha: float) -> None:
     certified = certify_alike(counts, *way, alpha)
@@ -123,7 +123,7 @@ def test_fields_agree_with_each_other(counts: Counts, way: tuple[str, str], alph
     assert not certified.radius[certified.abstain].any()
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(count_tables(), ways, alphas, st.floats(1e-3, 1e3))
 def test_radius_is_linear_in_sigma(counts: Counts, way: tuple[str, str], alpha: float, sigma: float) -> None:
     unit = certify_alike(counts, *way, alpha).radius
@@ -131,7 +131,7 @@ def test_radius_is_linear_in_sigma(counts: Counts, way: tuple[str, str], alpha: 
     np.testing.assert_allclose(scaled, sigma * unit, rtol=4 * np.finfo(float).eps)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(count_tables(), ways, alphas, st.floats(1e-3, 1e3))
 def test_radius_is_sigma_times_the_unit_radius_rounded_down(
     counts: Counts, way: tuple[str, str], alpha: float, sigma: float
@@ -143,7 +143,7 @@ def test_radius_is_sigma_times_the_unit_radius_rounded_down(
         assert exact * Fraction(1 - 1e-15) <= Fraction(certified.radius[0]) <= exact
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(count_tables(), ways, alphas, st.randoms(use_true_random=False))
 def test_renaming_classes_renames_predictions_only(
     counts: Counts, way: tuple[str, str], alpha: float, random: Random
@@ -158,7 +158,7 @@ def test_renaming_classes_renames_predictions_only(
     np.testing.assert_array_equal(after.prediction, np.where(before.abstain, -1, new_name[before.prediction]))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(count_tables(), ways, alphas, st.integers(1, 1000))
 def test_more_votes_for_the_top_never_lower_the_radius(
     counts: Counts, way: tuple[str, str], alpha: float, more: int
@@ -168,7 +168,7 @@ def test_more_votes_for_the_top_never_lower_the_radius(
     assert np.all(certify_alike(richer, *way, alpha).radius >= certify_alike(counts, *way, alpha).radius)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(count_tables(), st.sampled_from(list(CERTIFICATES)), alphas, st.integers(1, 1000))
 def test_more_invalid_votes_never_raise_the_radius(counts: Counts, certificate: str, alpha: float, more: int) -> None:
     kwargs: dict[str, Any] = {"certificate": certificate, "protocol": "paper", "sigma": 1.0, "alpha": alpha}
@@ -176,7 +176,7 @@ def test_more_invalid_votes_never_raise_the_radius(counts: Counts, certificate: 
     assert np.all(certify(counts, draws=total + more, **kwargs).radius <= certify(counts, draws=total, **kwargs).radius)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(count_tables(), ways, alphas, st.lists(st.integers(0, 4), min_size=1, max_size=12))
 def test_images_do_not_influence_each_other(
     counts: Counts, way: tuple[str, str], alpha: float, order: list[int]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from mpmath import mp, mpf
 from statsmodels.stats.proportion import proportion_confint
@@ -110,7 +110,6 @@ def test_bounds_are_the_one_sided_halves_of_statsmodels_two_sided_interval(error
         np.testing.assert_allclose(upper_bound(successes, trials, error), high, rtol=2e-11)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 10**6), st.floats(0, 1), st.floats(1e-9, 0.5))
 def test_bounds_enclose_the_observed_frequency_and_mirror_each_other(trials: int, share: float, error: float) -> None:
     successes = round(share * trials)
