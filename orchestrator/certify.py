@@ -67,7 +67,7 @@ def certify_run(spec: Spec) -> Certification:
 
     done = set(counted_shards(store, plan))
     pending = [shard for shard in range(plan.shards) if shard not in done]
-    last = published(store) if not pending else None
+    last = published(store) if not pending and store.exists(layout.CERTIFICATES) else None
     if last is not None and last.view == view:
         return Certification(store.uri, 0, {}, last, nothing_to_do=True)
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +13,6 @@ from tests.orchestrator.runs import MadeRun, count, mnist_spec, parquet_spec
 from tests.workers.samples import encoded, noise_image, write_mnist, write_parquet
 from workers.images import open_dataset
 from workers.settings import Digits
-
-
-@pytest.fixture(scope="package", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """These networks are so small that a second thread only waits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def answers(network: nn.Module, images: NDArray[np.uint8]) -> list[int]:

@@ -282,6 +282,14 @@ def test_certify_of_a_counted_run_reduces_it_and_then_has_nothing_to_do(spec: Pa
     assert (again.exit_code, again.stdout) == (0, f"already complete, nothing to do: {whole}\n")
 
 
+def test_certify_publishes_a_lost_table_again(spec: Path, whole: Path) -> None:
+    stn("certify", spec)
+    table = (whole / "certificates.parquet").read_bytes()
+    (whole / "certificates.parquet").unlink()
+    assert stn("certify", spec).exit_code == 0
+    assert (whole / "certificates.parquet").read_bytes() == table
+
+
 def test_certify_with_another_view_reduces_again(spec: Path, whole: Path) -> None:
     stn("certify", spec)
     result = stn("certify", spec, "--set", "confidence.alpha=0.01", "--json")

@@ -124,6 +124,15 @@ def test_reading_below_an_object_is_missing_too(store: Store) -> None:
         store.read("a/b")
 
 
+def test_only_an_object_exists(store: Store) -> None:
+    assert not store.exists("a/b")
+    store.create("a/b", b"1")
+    assert store.exists("a/b")
+    assert not store.exists("a")
+    store.delete("a/b")
+    assert not store.exists("a/b")
+
+
 def test_deleting_is_idempotent(store: Store) -> None:
     store.create("a", b"1")
     store.delete("a")
