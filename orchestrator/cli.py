@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 from rich.console import Console
@@ -23,7 +23,7 @@ from orchestrator.errors import SpecError, StnError, TrainingError, WorkersError
 from orchestrator.progress import meter, time_text
 from orchestrator.spec import Spec, load_spec
 from stn_core.certificates import CERTIFICATES
-from stn_core.confidence import PROTOCOLS
+from stn_core.confidence import PROTOCOLS, Interval
 from workers.store import LocalStore, StoreError, open_store
 
 EXIT_BUG, EXIT_USAGE, EXIT_INCOMPLETE, EXIT_INTERRUPTED = 1, 2, 3, 130
@@ -213,7 +213,7 @@ def certify(spec: Path, run: str | None, overrides: tuple[str, ...], limit: int 
     Example: stn certify examples/demo.yaml --set noise.sigma=0.5 --run runs/sigma-0.5
     """
     from orchestrator.certify import certify_run
-    from orchestrator.report import load_run
+    from orchestrator.reported import load_run
 
     result = certify_run(_load(spec, overrides, run, limit))
     summary = result.reduced.summary
@@ -310,6 +310,12 @@ def _numbers(_: click.Context, parameter: click.Parameter, value: str | None) ->
     "--protocol", "protocols", multiple=True, metavar="NAME", help=f"One of {', '.join(PROTOCOLS)}; repeatable."
 )
 @click.option("--alpha", type=float, help="Failure probability of one image's certificate.")
+@click.option("--beta", type=float, help="Failure probability of statements about the whole data set.")
+@click.option(
+    "--interval",
+    type=click.Choice(get_args(Interval)),
+    help="How votes bound probabilities; randomised is tighter, by a recorded chance per image.",
+)
 @click.option("--radii", callback=_numbers, metavar="R,R,…", help="Radii at which to report certified accuracy.")
 @_json_option
 @_command
@@ -318,6 +324,8 @@ def reduce(
     certificates: tuple[str, ...],
     protocols: tuple[str, ...],
     alpha: float | None,
+    beta: float | None,
+    interval: Interval | None,
     radii: tuple[float, ...] | None,
     as_json: bool,
 ) -> int:
@@ -328,7 +336,7 @@ def reduce(
     Example: stn reduce runs/demo --certificate renyi --protocol paper --protocol split --alpha 0.01
     """
     from orchestrator.reduce import View, check_against, reduce_run
-    from orchestrator.report import load_run
+    from orchestrator.reported import load_run
     from orchestrator.runs import counted_shards, read_plan
 
     store = open_store(run)
@@ -339,6 +347,8 @@ def reduce(
         tuple(dict.fromkeys(protocols)) or asked.protocols,
         asked.alpha if alpha is None else alpha,
         radii or asked.radii,
+        interval or asked.interval,
+        asked.beta if beta is None else beta,
     )
     check_against(planned, view)
     with meter("reducing", len(counted_shards(store, planned)), "shards") as progress:
@@ -366,12 +376,14 @@ def report(runs: tuple[str, ...], out: Path | None, as_json: bool) -> int:
 
     Example: stn report runs/demo runs/sigma-0.5 --out comparison
     """
-    from orchestrator.report import figure_png, load_run, report_html
+    from orchestrator.report import figure_png, load_steps, report_html
+    from orchestrator.reported import load_run
     from workers import layout
 
-    loaded = [load_run(open_store(run)) for run in runs]
+    stores = [open_store(run) for run in runs]
+    loaded = [load_run(store) for store in stores]
     target = LocalStore(out) if out is not None else open_store(runs[0]) if len(runs) == 1 else LocalStore(Path())
-    figure = figure_png(loaded)
+    figure = figure_png([(run, load_steps(store, run)) for store, run in zip(stores, loaded, strict=True)])
     target.replace(layout.FIGURE, figure)
     target.replace(layout.REPORT, report_html(loaded, figure).encode())
     written = [f"{target.uri}/{name}" for name in (layout.FIGURE, layout.REPORT)]
@@ -389,7 +401,7 @@ def report(runs: tuple[str, ...], out: Path | None, as_json: bool) -> int:
 
 def _print_curves(run: Any) -> None:
     """Certified accuracy by radius, to standard output."""
-    from orchestrator.report import percent, radius_table
+    from orchestrator.report import guarantee, percent, radius_table
 
     summary, view = run.reduced.summary, run.reduced.view
     content = radius_table(run)
@@ -397,18 +409,23 @@ def _print_curves(run: Any) -> None:
     table.add_column("radius", justify="right")
     for column in content["columns"]:
         table.add_column(column, justify="right")
-    for row in content["rows"]:
+    *at_radii, abstaining = content["rows"]
+    for row in at_radii:
         table.add_row(*row)
+    table.add_section()
+    table.add_row(*abstaining)
     # Piped, a table is not cut to the width of a terminal that is not there.
     console = Console() if sys.stdout.isatty() else Console(width=160)
     console.print(Text(f"certified accuracy, {run.title}"))
     console.print(table)
-    console.print(
-        f"{summary.images} images, {summary.failed} failed, {summary.missing} missing; "
-        f"protocol {' and '.join(view.protocols)}, alpha = {view.alpha:g}\n"
+    for sentence in (
+        f"{summary.images} images, {summary.failed} failed, {summary.missing} missing; protocol "
+        f"{' and '.join(view.protocols)}, alpha = {view.alpha:g}, {view.interval.replace('_', '-')} intervals",
+        f"in brackets: {guarantee(view)}",
+        f"{summary.invalid_votes} draws gave no vote (NaN), {summary.ties} a tie",
         f"accuracy of the majority of votes, at no perturbation: {percent(summary.majority_correct / summary.images)}",
-        highlight=False,
-    )
+    ):
+        console.print(sentence, highlight=False)
 
 
 if __name__ == "__main__":

@@ -104,6 +104,9 @@ class Plan:
         """What decides the votes, in JSON's own types. Two plans that agree here may share a run; paths, workers and
         views may differ."""
         spec = self.spec.model_dump(mode="json", include={"noise", "sampling"})
+        # Runs from before there was a choice do not name it.
+        if spec["noise"].get("sampler") == "plain":
+            del spec["noise"]["sampler"]
         dataset = self.spec.dataset
         return _flat(
             {

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
-import itertools
 import json
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,16 +17,19 @@ from numpy.typing import NDArray
 
 from orchestrator.errors import RunError, SpecError
 from orchestrator.plan import Plan
-from orchestrator.runs import ShardVotes, counted_shards, read_shard
+from orchestrator.runs import CountRows, counted_shards, read_votes
 from orchestrator.spec import Spec, check_view
 from stn_core.certificates import CERTIFICATES
-from stn_core.certify import Certified, certify
+from stn_core.certify import Certified, as_votes, certify_outcomes
+from stn_core.confidence import PROTOCOLS, Interval, outcomes_of
 from stn_core.curves import certified_correct
+from stn_core.dataset import population_interval, truly_certified
+from stn_core.noise import interval_variates
 from workers import layout
 from workers.store import ObjectMissing, Store
 
 #: Version of the two tables below.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 CERTIFICATES_SCHEMA = pa.schema(
     [
@@ -42,6 +46,7 @@ CERTIFICATES_SCHEMA = pa.schema(
         pa.field("p1_lower", pa.float64(), nullable=False),
         pa.field("p2_upper", pa.float64(), nullable=False),
         pa.field("draws", pa.int64(), nullable=False),  # estimation draws; 0 where the image could not be counted
+        pa.field("uniform", pa.float64()),  # the image's variate where intervals are randomised
     ]
 )
 
@@ -54,6 +59,15 @@ CURVES_SCHEMA = pa.schema(
         pa.field("radius", pa.float64(), nullable=False),
         pa.field("certified_accuracy", pa.float64(), nullable=False),  # certified / images
         pa.field("paper_accuracy", pa.float64()),  # x (1 - alpha), the paper's section 4; its own protocol only
+        # At least this fraction is truly certified: all of a table's together with probability 1 - beta. Null where the
+        # protocol guarantees nothing.
+        pa.field("guaranteed_accuracy", pa.float64()),
+        # Where the run covers part of a data set, as if drawn at random: certified accuracy on the whole set lies
+        # between these with probability 1 - beta, each radius by itself.
+        pa.field("population_lower", pa.float64()),
+        pa.field("population_upper", pa.float64()),
+        pa.field("population_guaranteed", pa.float64()),  # as guaranteed_accuracy, of the whole data set
+        pa.field("beta", pa.float64(), nullable=False),
         pa.field("certified", pa.int64(), nullable=False),  # correct, with at least this radius
         pa.field("images", pa.int64(), nullable=False),  # all images of the plan: the denominator
         pa.field("abstained", pa.int64(), nullable=False),  # counted, and the votes decide nothing
@@ -64,8 +78,30 @@ CURVES_SCHEMA = pa.schema(
 
 _METADATA_KEY = b"stn"
 
-#: Rows of certificates gathered before they are written: a row group per shard would cost more than its rows.
+#: Rows of certificates that a reader may skip as one.
 _ROW_GROUP = 100_000
+
+
+@dataclass(frozen=True)
+class Line:
+    """A certificate under a protocol: one line of a figure.
+
+    Attributes:
+        certificate: a name in ``CERTIFICATES``.
+        protocol: a name in ``PROTOCOLS``.
+    """
+
+    certificate: str
+    protocol: str
+
+    @property
+    def guaranteed(self) -> bool:
+        """Whether certificates of this line are true with probability 1 - alpha."""
+        return PROTOCOLS[self.protocol].rigorous
+
+    def alpha(self, alpha: float) -> float:
+        """The failure probability of one certificate, where ``alpha`` is asked for: 0 where it is certain."""
+        return 0.0 if PROTOCOLS[self.protocol].shares is None else alpha
 
 
 @dataclass(frozen=True)
@@ -77,22 +113,40 @@ class View:
         protocols: names in ``PROTOCOLS``; every certificate is computed under each.
         alpha: failure probability of one image's certificate.
         radii: where curves are read off, in [0, 1] pixel units, increasing.
+        interval: how counts bound probabilities.
+        beta: failure probability of statements about the whole data set.
     """
 
     certificates: tuple[str, ...]
     protocols: tuple[str, ...]
     alpha: float
     radii: tuple[float, ...]
+    interval: Interval
+    beta: float
 
     @classmethod
     def of(cls, spec: Spec) -> View:
         """The view a spec asks for."""
-        return cls(spec.certificates, (spec.confidence.protocol,), spec.confidence.alpha, spec.radii)
+        confidence = spec.confidence
+        return cls(
+            spec.certificates,
+            (confidence.protocol,),
+            confidence.alpha,
+            spec.radii,
+            confidence.interval,
+            confidence.beta,
+        )
+
+    @property
+    def lines(self) -> list[Line]:
+        """Every certificate under every protocol."""
+        return [Line(certificate, protocol) for certificate in self.certificates for protocol in self.protocols]
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> View:
         """The inverse of ``dataclasses.asdict``, which JSON has made lists of tuples in."""
-        return cls(tuple(values["certificates"]), tuple(values["protocols"]), values["alpha"], tuple(values["radii"]))
+        lists = {name: tuple(values[name]) for name in ("certificates", "protocols", "radii")}
+        return cls(**{**values, **lists})
 
 
 @dataclass(frozen=True)
@@ -106,6 +160,7 @@ class Summary:
         missing: not counted yet.
         majority_correct: counted images whose most voted class is the label: natural accuracy under noise.
         invalid_votes: estimation draws whose logits held a NaN.
+        ties: estimation draws whose largest logit several classes shared.
     """
 
     images: int
@@ -114,6 +169,7 @@ class Summary:
     missing: int
     majority_correct: int
     invalid_votes: int
+    ties: int
 
     @property
     def complete(self) -> bool:
@@ -155,48 +211,75 @@ def reduce_run(store: Store, plan: Plan, view: View, observe: Callable[[int], No
     check_against(plan, view)
     present = counted_shards(store, plan)
     folder = "" if len(present) == plan.shards else layout.PARTIAL
-    combinations = list(itertools.product(view.certificates, view.protocols))
-    certified = {combination: np.zeros(len(view.radii), dtype=np.int64) for combination in combinations}
-    abstained = dict.fromkeys(combinations, 0)
-    counted = failed = majority_correct = invalid = 0
-    rows: list[pa.Table] = []
-
-    sink = io.BytesIO()
-    with pq.ParquetWriter(sink, CERTIFICATES_SCHEMA, compression="zstd") as writer:
-        for shard in present:
-            votes = read_shard(store, plan, shard)
-            usable = votes.draws > 0
-            counted += int(usable.sum())
-            failed += int((~usable).sum())
-            invalid += votes.invalid
-            voted = votes.estimation.any(axis=1)
-            majority_correct += int((voted & (votes.estimation.argmax(axis=1) == votes.labels)).sum())
-            for name, protocol in combinations:
-                result = _certify(votes, usable, plan, name, protocol, view.alpha)
-                correct = ~result.abstain & (result.prediction == votes.labels)
-                certified[name, protocol] += certified_correct(result.radius, correct, view.radii)
-                abstained[name, protocol] += int((result.abstain & usable).sum())
-                rows.append(_rows(votes, result, correct, name, protocol, view.alpha))
-            if sum(part.num_rows for part in rows) >= _ROW_GROUP:
-                writer.write_table(pa.concat_tables(rows))
-                rows.clear()
-            observe(1)
-        if rows:
-            writer.write_table(pa.concat_tables(rows))
-        summary = Summary(plan.images, counted, failed, plan.images - counted - failed, majority_correct, invalid)
-        facts = {"view": asdict(view), "summary": asdict(summary), **plan.provenance()}
-        metadata = json.dumps({"schema_version": SCHEMA_VERSION, **facts}, sort_keys=True)
-        writer.add_key_value_metadata({_METADATA_KEY: metadata.encode()})
-
-    curves = _curves(view, summary, certified, abstained).replace_schema_metadata({_METADATA_KEY: metadata.encode()})
-    # Curves carry the view and are published last: while they exist, both tables are of that view. An incomplete run
-    # has no complete tables, or no longer.
-    for stale in (layout.CURVES, layout.PARTIAL + layout.CURVES):
-        store.delete(stale)
-    store.replace(folder + layout.CERTIFICATES, sink.getvalue())
+    tally = _Tally(view, plan)
+    with tempfile.TemporaryDirectory(prefix="stn-reduce-") as scratch:
+        # On disk, since the table of a large run does not fit in memory.
+        table = Path(scratch) / "certificates.parquet"
+        with pq.ParquetWriter(table, CERTIFICATES_SCHEMA, compression="zstd") as writer:
+            for votes in read_votes(store, plan, present, observe):
+                for rows in tally.add(votes):
+                    writer.write_table(rows, row_group_size=_ROW_GROUP)
+            summary = tally.summary()
+            facts = {"view": asdict(view), "summary": asdict(summary), **plan.provenance()}
+            metadata = json.dumps({"schema_version": SCHEMA_VERSION, **facts}, sort_keys=True)
+            writer.add_key_value_metadata({_METADATA_KEY: metadata.encode()})
+        curves = tally.curves().replace_schema_metadata({_METADATA_KEY: metadata.encode()})
+        # Curves carry the view and are published last: while they exist, both tables are of that view. An incomplete
+        # run has no complete tables, or no longer.
+        for stale in (layout.CURVES, layout.PARTIAL + layout.CURVES):
+            store.delete(stale)
+        store.replace_file(folder + layout.CERTIFICATES, table)
     store.replace(folder + layout.CURVES, _parquet(curves))
     store.delete(layout.CERTIFICATES if folder else layout.PARTIAL + layout.CERTIFICATES)
     return Reduced(view, summary, curves)
+
+
+class _Tally:
+    """Sums over all rows, part by part."""
+
+    def __init__(self, view: View, plan: Plan) -> None:
+        self._view, self._plan = view, plan
+        self._certified = {line: np.zeros(len(view.radii), dtype=np.int64) for line in view.lines}
+        self._abstained = dict.fromkeys(view.lines, 0)
+        self._counted = self._failed = self._majority_correct = self._invalid = self._ties = 0
+
+    def add(self, rows: CountRows) -> Iterator[pa.Table]:
+        """Take rows in; their certificates, one table per line."""
+        usable, labels = rows.usable, rows.labels
+        self._counted += int(usable.sum())
+        self._failed += int((~usable).sum())
+        self._invalid += rows.total("invalid")
+        self._ties += rows.total("ties")
+        voted = rows.draws > rows.table["invalid"].to_numpy()
+        self._majority_correct += int((voted & (rows.estimation.argmax(axis=1) == labels)).sum())
+        uniform = None
+        if self._view.interval == "randomised":
+            uniform = interval_variates(self._plan.spec.sampling.seed, rows.table["key"].to_numpy())
+        for line, result in _certify(rows, self._plan, self._view, uniform):
+            correct = ~result.abstain & (result.prediction == labels)
+            self._certified[line] += certified_correct(result.radius, correct, self._view.radii)
+            self._abstained[line] += int((result.abstain & usable).sum())
+            yield _rows(rows, line, result, correct, self._view.alpha, uniform)
+
+    def summary(self) -> Summary:
+        missing = self._plan.images - self._counted - self._failed
+        return Summary(
+            self._plan.images,
+            self._counted,
+            self._failed,
+            missing,
+            self._majority_correct,
+            self._invalid,
+            self._ties,
+        )
+
+    def curves(self) -> pa.Table:
+        summary = self.summary()
+        parts = [
+            _curve(self._view, self._plan, summary, line, counts, self._abstained[line])
+            for line, counts in self._certified.items()
+        ]
+        return pa.concat_tables(parts)
 
 
 def published(store: Store, *, partial: bool = False) -> Reduced | None:
@@ -210,23 +293,27 @@ def published(store: Store, *, partial: bool = False) -> Reduced | None:
         curves = pq.read_table(io.BytesIO(content))
         metadata = json.loads(curves.schema.metadata[_METADATA_KEY])
         version = metadata["schema_version"]
-        if version <= SCHEMA_VERSION:
+        if version == SCHEMA_VERSION:
             return Reduced(View.from_json(metadata["view"]), Summary(**metadata["summary"]), curves)
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise RunError(f"{store.uri}/{folder}{layout.CURVES} is damaged: run `stn reduce` again") from error
+    if version < SCHEMA_VERSION:
+        raise RunError(f"{store.uri}/{folder}{layout.CURVES} is of an older version: run `stn reduce` again")
     raise RunError(f"{store.uri}/{folder}{layout.CURVES} was written by a newer version: update this installation")
 
 
-def read_certificates(store: Store, reduced: Reduced, *, partial: bool = False) -> pa.Table:
-    """The table of certificates published with ``reduced``.
+def read_certificates(
+    store: Store, reduced: Reduced, columns: Sequence[str] | None = None, *, partial: bool = False
+) -> pa.Table:
+    """The table of certificates published with ``reduced``, or some of its columns; names as dictionaries.
 
     Raises RunError if it is missing, damaged, or of another reduce: two at once may have published in turns.
     """
     key = (layout.PARTIAL if partial else "") + layout.CERTIFICATES
     try:
-        file = pq.ParquetFile(io.BytesIO(store.read(key)))
+        file = pq.ParquetFile(io.BytesIO(store.read(key)), read_dictionary=["certificate", "protocol", "norm"])
         if file.metadata.metadata.get(_METADATA_KEY) == reduced.curves.schema.metadata[_METADATA_KEY]:
-            return file.read()
+            return file.read(columns)
     except (ObjectMissing, pa.ArrowException, OSError) as error:
         raise RunError(f"{store.uri}/{key} is missing or damaged: run `stn reduce` again") from error
     raise RunError(f"{store.uri}/{key} and {layout.CURVES} are of two reduces: run `stn reduce` again")
@@ -238,86 +325,130 @@ def check_against(plan: Plan, view: View) -> None:
         check_view(view.certificates, view.protocols, plan.spec.noise, plan.spec.sampling)
     except ValueError as error:
         raise SpecError(str(error)) from error
-    if not 0 < view.alpha < 1:
-        raise SpecError(f"alpha must lie inside (0, 1), got {view.alpha}")
+    for name, value in (("alpha", view.alpha), ("beta", view.beta)):
+        if not 0 < value < 1:
+            raise SpecError(f"{name} must lie inside (0, 1), got {value}")
 
 
 def _certify(
-    votes: ShardVotes, usable: NDArray[np.bool_], plan: Plan, certificate: str, protocol: str, alpha: float
-) -> Certified:
-    """Certificates of all images; those without votes abstain with the bounds that hold of anything."""
-    images = len(usable)
-    result = Certified(
+    rows: CountRows, plan: Plan, view: View, uniform: NDArray[np.float64] | None
+) -> Iterator[tuple[Line, Certified]]:
+    """Certificates of all rows, line by line; images without votes abstain with the bounds that hold of anything."""
+    usable = rows.usable
+    whole = bool(usable.all())
+    own = slice(None) if whole else usable
+    votes = as_votes(rows.estimation[own], rows.selection[own], rows.labels[own], rows.draws[own])
+    dimension = int(np.prod(plan.image_shape))
+    for protocol in view.protocols if usable.any() else ():
+        outcomes = outcomes_of(votes, PROTOCOLS[protocol])
+        for certificate in view.certificates:
+            result = certify_outcomes(
+                outcomes,
+                certificate=CERTIFICATES[certificate],
+                protocol=PROTOCOLS[protocol],
+                scale=plan.spec.noise.build().scale,
+                alpha=view.alpha,
+                dimension=dimension,
+                uniform=None if uniform is None else uniform[own],
+            )
+            yield Line(certificate, protocol), result if whole else _spread(result, usable)
+    if not usable.any():
+        for line in view.lines:
+            yield line, _nothing(len(usable))
+
+
+def _nothing(images: int) -> Certified:
+    return Certified(
         prediction=np.full(images, -1),
         abstain=np.ones(images, dtype=bool),
         radius=np.zeros(images),
         p1_lower=np.zeros(images),
         p2_upper=np.ones(images),
     )
-    if usable.any():
-        counted = certify(
-            votes.estimation[usable],
-            votes.selection[usable],
-            votes.labels[usable],
-            certificate=certificate,
-            protocol=protocol,
-            sigma=plan.spec.noise.sigma,
-            alpha=alpha,
-            draws=votes.draws[usable],
-        )
-        for name, values in vars(counted).items():
-            getattr(result, name)[usable] = values
+
+
+def _spread(counted: Certified, usable: NDArray[np.bool_]) -> Certified:
+    result = _nothing(len(usable))
+    for name, values in vars(counted).items():
+        getattr(result, name)[usable] = values
     return result
 
 
 def _rows(
-    votes: ShardVotes, result: Certified, correct: NDArray[np.bool_], certificate: str, protocol: str, alpha: float
+    rows: CountRows,
+    line: Line,
+    result: Certified,
+    correct: NDArray[np.bool_],
+    alpha: float,
+    uniform: NDArray[np.float64] | None,
 ) -> pa.Table:
     images = len(correct)
     columns: dict[str, Any] = {
-        "index": votes.table["index"],
-        "key": votes.table["key"],
-        "label": votes.table["label"],
+        "index": rows.table["index"],
+        "key": rows.table["key"],
+        "label": rows.table["label"],
         "prediction": pa.array(result.prediction, mask=result.abstain),
         "correct": correct,
-        "certificate": [certificate] * images,
-        "protocol": [protocol] * images,
-        "alpha": np.full(images, alpha),
-        "norm": [CERTIFICATES[certificate].norm] * images,
+        "certificate": pa.repeat(line.certificate, images),
+        "protocol": pa.repeat(line.protocol, images),
+        "alpha": pa.repeat(alpha, images),
+        "norm": pa.repeat(CERTIFICATES[line.certificate].norm, images),
         "radius": result.radius,
         "p1_lower": result.p1_lower,
         "p2_upper": result.p2_upper,
-        "draws": votes.draws,
+        "draws": rows.draws,
+        "uniform": pa.nulls(images, pa.float64()) if uniform is None else uniform,
     }
     return pa.table(columns, schema=CERTIFICATES_SCHEMA)
 
 
-def _curves(
-    view: View,
-    summary: Summary,
-    certified: dict[tuple[str, str], NDArray[np.int64]],
-    abstained: dict[tuple[str, str], int],
+def _curve(
+    view: View, plan: Plan, summary: Summary, line: Line, certified: NDArray[np.int64], abstained: int
 ) -> pa.Table:
-    def rows() -> Iterator[dict[str, Any]]:
-        for (name, protocol), counts in certified.items():
-            for radius, count in zip(view.radii, counts.tolist(), strict=True):
-                accuracy = count / summary.images
-                yield {
-                    "certificate": name,
-                    "protocol": protocol,
-                    "alpha": view.alpha,
-                    "norm": CERTIFICATES[name].norm,
-                    "radius": radius,
-                    "certified_accuracy": accuracy,
-                    "paper_accuracy": (1 - view.alpha) * accuracy if protocol == "paper" else None,
-                    "certified": count,
-                    "images": summary.images,
-                    "abstained": abstained[name, protocol],
-                    "failed": summary.failed,
-                    "missing": summary.missing,
-                }
+    points, images = len(view.radii), summary.images
+    accuracy = certified / images
+    nothing = pa.nulls(points, pa.float64())
+    guaranteed: Any = nothing
+    lower: Any = nothing
+    upper: Any = nothing
+    population_guaranteed: Any = nothing
+    alpha = line.alpha(view.alpha)
+    # Whatever line and radius is picked from the table, its guarantee has been paid for.
+    share = view.beta / (points * sum(other.guaranteed for other in view.lines) or 1)
+    if line.guaranteed and summary.counted:
+        guaranteed = _falling(truly_certified(certified, summary.counted, alpha=alpha, beta=share)) / images
+    if images < plan.dataset_size:
+        whole = plan.dataset_size
+        lower, upper = (count / whole for count in population_interval(certified, images, whole, beta=view.beta))
+        if line.guaranteed:
+            # One half for the sample, the other for the noise of all images, counted or not.
+            least, _ = population_interval(certified, images, whole, beta=share)
+            population_guaranteed = _falling(truly_certified(least, whole, alpha=alpha, beta=share / 2)) / whole
+    columns: dict[str, Any] = {
+        "certificate": pa.repeat(line.certificate, points),
+        "protocol": pa.repeat(line.protocol, points),
+        "alpha": pa.repeat(view.alpha, points),
+        "norm": pa.repeat(CERTIFICATES[line.certificate].norm, points),
+        "radius": np.array(view.radii, dtype=np.float64),
+        "certified_accuracy": accuracy,
+        "paper_accuracy": (1 - view.alpha) * accuracy if line.protocol == "paper" else nothing,
+        "guaranteed_accuracy": guaranteed,
+        "population_lower": lower,
+        "population_upper": upper,
+        "population_guaranteed": population_guaranteed,
+        "beta": pa.repeat(view.beta, points),
+        "certified": certified,
+        "images": pa.repeat(images, points),
+        "abstained": pa.repeat(abstained, points),
+        "failed": pa.repeat(summary.failed, points),
+        "missing": pa.repeat(summary.missing, points),
+    }
+    return pa.table(columns, schema=CURVES_SCHEMA)
 
-    return pa.Table.from_pylist(list(rows()), schema=CURVES_SCHEMA)
+
+def _falling(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """What is truly certified at a radius is so at every smaller one."""
+    return np.maximum.accumulate(counts[::-1])[::-1]
 
 
 def _parquet(table: pa.Table) -> bytes:

@@ -11,19 +11,24 @@ from importlib.resources import files
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from jinja2 import Environment
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from orchestrator.errors import RunError
-from orchestrator.plan import Plan
-from orchestrator.reduce import Reduced, published, read_certificates
-from orchestrator.runs import read_plan
+from orchestrator.envelope import Envelope, envelopes
+from orchestrator.reduce import Line, View, published, read_certificates
+from orchestrator.reported import ReportedRun
+from stn_core.certificates import CERTIFICATES
 from stn_core.confidence import PROTOCOLS
 from stn_core.curves import certified_correct
 from workers.store import Store
+
+#: More points than that are no finer a curve to the eye.
+_MOST_STEPS = 4000
+
+#: Norms as people write them.
+NORMS = {"l1": "L1", "l2": "L2", "linf": "L-infinity"}
 
 #: A longer title would squeeze the axes.
 _LEGEND_CHARACTERS = 60
@@ -42,78 +47,37 @@ class Steps:
     accuracy: NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class ReportedRun:
-    """A run as reports show it.
-
-    Attributes:
-        name: the run's last path component.
-        plan: what it is.
-        reduced: its view, summary and curves.
-        steps: the exact curve of each (certificate, protocol).
-    """
-
-    name: str
-    plan: Plan
-    reduced: Reduced
-    steps: Mapping[tuple[str, str], Steps]
-
-    @property
-    def title(self) -> str:
-        """The name, and INCOMPLETE where it is."""
-        summary = self.reduced.summary
-        if summary.complete:
-            return self.name
-        without = [(summary.missing, "missing"), (summary.failed, "failed")]
-        lacking = ", ".join(f"{count} {what}" for count, what in without if count)
-        return f"{self.name} (INCOMPLETE: {lacking} of {summary.images} images)"
-
-
-def load_run(store: Store) -> ReportedRun:
-    """The run in ``store``, its partial view if it is incomplete. Raises RunError."""
-    plan = read_plan(store)
-    whole = published(store)
-    partial = whole is None
-    reduced = whole or published(store, partial=True)
-    if reduced is None:
-        raise RunError(f"{store.uri} has no certificates yet: run `stn reduce` first")
-    name = store.uri.rstrip("/").rsplit("/", 1)[-1]
-    return ReportedRun(name, plan, reduced, _steps(read_certificates(store, reduced, partial=partial), plan.images))
-
-
-def _steps(certificates: pa.Table, images: int) -> dict[tuple[str, str], Steps]:
-    """The exact curve of each (certificate, protocol), over ``images`` images."""
+def load_steps(store: Store, run: ReportedRun) -> dict[Line, Steps]:
+    """The exact curve of each line of ``run``, which is in ``store``. Raises RunError."""
+    columns = ["radius", "correct", "certificate", "protocol"]
+    partial = published(store) is None
+    certificates = read_certificates(store, run.reduced, columns, partial=partial)
     correct = certificates.filter(certificates["correct"])
-    lines = certificates.select(["certificate", "protocol"]).group_by(["certificate", "protocol"]).aggregate([])
     found = {}
-    for line in lines.to_pylist():
-        own = pc.and_(
-            pc.equal(correct["certificate"], line["certificate"]), pc.equal(correct["protocol"], line["protocol"])
-        )
-        radius = correct.filter(own)["radius"].to_numpy()
-        steps = np.unique(np.concatenate([[0.0], radius]))
-        accuracy = certified_correct(radius, np.ones(len(radius), dtype=bool), steps) / images
-        # The last step falls to nothing.
-        found[line["certificate"], line["protocol"]] = Steps(np.append(steps, steps[-1]), np.append(accuracy, 0.0))
+    for line in run.reduced.view.lines:
+        own = pc.and_(pc.equal(correct["certificate"], line.certificate), pc.equal(correct["protocol"], line.protocol))
+        found[line] = _steps(correct.filter(own)["radius"].to_numpy(), run.plan.images)
     return found
 
 
-def curves_by_line(curves: pa.Table) -> dict[tuple[str, str], pa.Table]:
-    """The curve of each (certificate, protocol), in table order."""
-    pairs = dict.fromkeys(zip(curves["certificate"].to_pylist(), curves["protocol"].to_pylist(), strict=True))
-    return {
-        (certificate, protocol): curves.filter(
-            pc.and_(pc.equal(curves["certificate"], certificate), pc.equal(curves["protocol"], protocol))
-        )
-        for certificate, protocol in pairs
-    }
+def _steps(radius: NDArray[np.float64], images: int) -> Steps:
+    """The curve of the given radii, over ``images`` images."""
+    steps = np.unique(np.concatenate([[0.0], radius]))
+    # More than can be seen: of each stretch the lowest value, at its right end, is drawn.
+    steps = np.unique(np.append(steps[:: -(-len(steps) // _MOST_STEPS)], steps[-1]))
+    accuracy = certified_correct(radius, np.ones(len(radius), dtype=bool), steps) / images
+    # The last step falls to nothing.
+    return Steps(np.append(steps, steps[-1]), np.append(accuracy, 0.0))
 
 
-def line_name(run: ReportedRun, certificate: str, protocol: str) -> str:
-    """A line's name for people; the protocol only where the run has several."""
-    name = certificate.replace("_", " ")
-    name = name if len(run.reduced.view.protocols) == 1 else f"{name}, {protocol}"
-    return name if PROTOCOLS[protocol].rigorous else f"{name} (not a guarantee)"
+def line_name(run: ReportedRun, line: Line) -> str:
+    """A line's name for people; the protocol only where the run has several, the norm likewise."""
+    view = run.reduced.view
+    name = line.certificate.replace("_", " ")
+    if len({CERTIFICATES[certificate].norm for certificate in view.certificates}) > 1:
+        name = f"{name} [{NORMS[CERTIFICATES[line.certificate].norm]}]"
+    name = name if len(view.protocols) == 1 else f"{name}, {line.protocol}"
+    return name if line.guaranteed else f"{name} (not a guarantee)"
 
 
 def percent(fraction: float) -> str:
@@ -121,23 +85,29 @@ def percent(fraction: float) -> str:
     return f"{math.floor(fraction * 1000) / 10:.1f} %"
 
 
-def figure_png(runs: Sequence[ReportedRun]) -> bytes:
-    """Certified accuracy by radius, all lines of all runs, as PNG."""
-    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
-    axes = figure.subplots()
-    for run in runs:
-        for (certificate, protocol), steps in run.steps.items():
-            label = line_name(run, certificate, protocol)
-            if len(runs) > 1 or not run.reduced.summary.complete:
-                label = f"{_drawable(run.title)}: {label}"
-            axes.step(steps.radius, steps.accuracy, where="pre", label=label)
-    norms = {norm for run in runs for norm in run.reduced.curves["norm"].to_pylist()}
-    axes.set_xlabel(f"radius ({' and '.join(sorted(norms)).upper()}, pixels in [0, 1])")
-    axes.set_ylabel("certified accuracy")
-    axes.set_ylim(0, 1)
-    axes.set_xlim(left=0)
-    axes.grid(alpha=0.3)
-    axes.legend()
+def percent_up(fraction: float) -> str:
+    """A fraction in percent, one decimal, never rounded down: for the upper end of an interval."""
+    return f"{math.ceil(fraction * 1000) / 10:.1f} %"
+
+
+def figure_png(runs: Sequence[tuple[ReportedRun, Mapping[Line, Steps]]]) -> bytes:
+    """Certified accuracy by radius, all lines of all runs, one panel for each norm, as PNG."""
+    norms = list(dict.fromkeys(CERTIFICATES[line.certificate].norm for _, steps in runs for line in steps))
+    figure = Figure(figsize=(8, 5 * len(norms)), dpi=150, layout="constrained")
+    for norm, axes in zip(norms, figure.subplots(len(norms), squeeze=False)[:, 0], strict=True):
+        for run, steps in runs:
+            for line, curve in steps.items():
+                if CERTIFICATES[line.certificate].norm == norm:
+                    label = line_name(run, line)
+                    if len(runs) > 1 or not run.reduced.summary.complete:
+                        label = f"{_drawable(run.title)}: {label}"
+                    axes.step(curve.radius, curve.accuracy, where="pre", label=label)
+        axes.set_xlabel(f"radius ({NORMS[norm]}, pixels in [0, 1])")
+        axes.set_ylabel("certified accuracy")
+        axes.set_ylim(0, 1)
+        axes.set_xlim(left=0)
+        axes.grid(alpha=0.3)
+        axes.legend()
     sink = io.BytesIO()
     figure.savefig(sink, format="png")
     return sink.getvalue()
@@ -156,45 +126,107 @@ def report_html(runs: Sequence[ReportedRun], figure: bytes) -> str:
     )
     return template.render(
         figure=base64.b64encode(figure).decode(),
+        best=[best_table(best) for best in envelopes(runs)],
         runs=[
-            {"title": run.title, "complete": run.reduced.summary.complete, "facts": facts(run), **radius_table(run)}
+            {
+                "title": run.title,
+                "complete": run.reduced.summary.complete,
+                "facts": facts(run),
+                "population": population_table(run),
+                **radius_table(run),
+            }
             for run in runs
         ],
     )
 
 
 def radius_table(run: ReportedRun) -> dict[str, Any]:
-    """Certified accuracy by radius: ``columns`` (names) and ``rows`` (radius, then one cell per column)."""
-    lines = curves_by_line(run.reduced.curves)
-    columns = [line_name(run, *line) for line in lines]
-    accuracies = [curve["certified_accuracy"].to_pylist() for curve in lines.values()]
-    rows = [
-        # As it was asked for, every digit: rounded, a radius could be shown that is larger than the one certified.
-        [np.format_float_positional(radius, trim="-"), *(percent(accuracy[i]) for accuracy in accuracies)]
-        for i, radius in enumerate(run.reduced.view.radii)
+    """Certified accuracy by radius: ``columns`` (names) and ``rows`` (radius, then one cell per column), the guaranteed
+    one in brackets; the last row says how many images abstain."""
+    lines = run.lines
+    cells = [
+        [_cell(*pair) for pair in zip(*(curve[name].to_pylist() for name in _ACCURACIES), strict=True)]
+        for curve in lines.values()
     ]
-    return {"columns": columns, "rows": rows}
+    rows = [[_radius(radius), *(column[i] for column in cells)] for i, radius in enumerate(run.reduced.view.radii)]
+    rows.append(["abstain", *(str(curve["abstained"][0].as_py()) for curve in lines.values())])
+    return {"columns": [line_name(run, line) for line in lines], "rows": rows}
+
+
+_ACCURACIES = ("certified_accuracy", "guaranteed_accuracy")
+
+
+def population_table(run: ReportedRun) -> dict[str, Any] | None:
+    """Certified accuracy on the whole data set, where the run covers part of it; as ``radius_table``."""
+    lines = run.lines
+    if run.plan.images >= run.plan.dataset_size:
+        return None
+    names = ("population_lower", "population_upper", "population_guaranteed")
+    cells = [
+        [
+            f"{percent(lower)} to {percent_up(upper)}" + ("" if least is None else f" ({percent(least)})")
+            for lower, upper, least in zip(*(curve[name].to_pylist() for name in names), strict=True)
+        ]
+        for curve in lines.values()
+    ]
+    rows = [[_radius(radius), *(column[i] for column in cells)] for i, radius in enumerate(run.reduced.view.radii)]
+    columns = [line_name(run, line) for line in lines]
+    return {"columns": columns, "rows": rows, "images": run.plan.images, "whole": run.plan.dataset_size}
+
+
+def best_table(best: Envelope) -> dict[str, Any]:
+    """The best run at each radius; as ``radius_table``, with a ``title``."""
+    rows = [
+        [_radius(point.radius), _cell(point.certified_accuracy, point.guaranteed_accuracy), point.run]
+        for point in best.points
+    ]
+    return {
+        "title": f"{best.line.certificate.replace('_', ' ')}, {best.line.protocol}",
+        "columns": ["best", "of run"],
+        "rows": rows,
+        "runs": len(best.runs),
+        "beta": best.beta,
+    }
+
+
+def _cell(accuracy: float, guaranteed: float | None) -> str:
+    return percent(accuracy) if guaranteed is None else f"{percent(accuracy)} ({percent(guaranteed)})"
+
+
+def _radius(radius: float) -> str:
+    """As it was asked for, every digit: rounded, a radius could be shown that is larger than the one certified."""
+    return str(np.format_float_positional(radius, trim="-"))
 
 
 def facts(run: ReportedRun) -> list[tuple[str, str]]:
     """What exactly was certified, as (name, value)."""
     plan, spec, summary, view = run.plan, run.plan.spec, run.reduced.summary, run.reduced.view
-    abstained = ", ".join(
-        f"{certificate} ({protocol}) {curve['abstained'][0].as_py()}"
-        for (certificate, protocol), curve in curves_by_line(run.reduced.curves).items()
+    noise = ", ".join(
+        f"{name} = {value:g}" if isinstance(value, float) else f"{name} = {value}"
+        for name, value in spec.noise.model_dump(exclude={"kind"}).items()
     )
     return [
         ("images", f"{summary.images}: {summary.counted} counted, {summary.failed} failed, {summary.missing} missing"),
-        ("abstained", abstained),
         ("accuracy of the majority of votes", percent(summary.majority_correct / summary.images)),
-        ("invalid votes (NaN)", str(summary.invalid_votes)),
+        ("draws without a vote (NaN), with a tie", f"{summary.invalid_votes}, {summary.ties}"),
         ("data set", f"{spec.dataset.kind}, every {spec.dataset.every}, sha-256 {plan.dataset_sha256[:16]}…"),
         ("model", f"{spec.model.name}, weights sha-256 {plan.model_sha256[:16]}…"),
-        ("noise", f"{spec.noise.kind}, sigma = {spec.noise.sigma:g}, seed {spec.sampling.seed}"),
+        ("noise", f"{spec.noise.kind}, {noise}, seed {spec.sampling.seed}"),
         ("draws", f"n = {spec.sampling.draws} for estimation, n0 = {spec.sampling.selection_draws} for selection"),
         (
             "confidence",
             f"alpha = {view.alpha:g} per image; {'; '.join(f'{p}: {PROTOCOLS[p].claim}' for p in view.protocols)}",
         ),
+        ("intervals", view.interval.replace("_", "-")),
+        ("guaranteed", f"{guarantee(view)}; in brackets"),
+        ("certificates", "; ".join(f"{name}: {CERTIFICATES[name].source}" for name in view.certificates)),
         ("versions", ", ".join(f"{name} {version}" for name, version in sorted(plan.versions.items()))),
     ]
+
+
+def guarantee(view: View) -> str:
+    """What the figures in brackets are."""
+    return (
+        f"with probability {1 - view.beta:g} over all noise, at least these fractions are truly certified, "
+        "all figures of the table together"
+    )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from orchestrator.errors import RunError
@@ -13,6 +16,11 @@ from orchestrator.plan import Plan
 from stn_core.naming import one_line
 from workers import counts_table, layout
 from workers.store import ObjectMissing, Store
+
+Ints = NDArray[np.int64]
+
+#: Counts of votes held densely at a time, for one phase: 64 MiB of them.
+_DENSE_COUNTS = 2**23
 
 
 def read_plan(store: Store) -> Plan:
@@ -30,26 +38,48 @@ def counted_shards(store: Store, plan: Plan) -> list[int]:
 
 
 @dataclass(frozen=True)
-class ShardVotes:
-    """A shard's table, dense.
+class CountRows:
+    """Some rows of count tables, with votes as matrices.
 
     Attributes:
         table: as stored.
-        labels: int64 (images,).
-        selection, estimation: int64 (images, classes).
-        draws: estimation draws, int64 (images,); 0 where the image could not be counted.
-        invalid: estimation draws lost to NaN logits, over all images.
+        num_classes: classes the model votes among.
     """
 
     table: pa.Table
-    labels: NDArray[np.int64]
-    selection: NDArray[np.int64]
-    estimation: NDArray[np.int64]
-    draws: NDArray[np.int64]
-    invalid: int
+    num_classes: int
+
+    @cached_property
+    def labels(self) -> Ints:
+        """int64 (images,)."""
+        return self.table["label"].to_numpy()
+
+    @cached_property
+    def estimation(self) -> Ints:
+        """int64 (images, classes)."""
+        return counts_table.dense(self.table["estimation"], self.num_classes)
+
+    @cached_property
+    def selection(self) -> Ints:
+        """int64 (images, classes)."""
+        return counts_table.dense(self.table["selection"], self.num_classes)
+
+    @cached_property
+    def draws(self) -> Ints:
+        """Estimation draws, int64 (images,); 0 where the image could not be counted."""
+        return self.table["draws"].to_numpy()
+
+    @cached_property
+    def usable(self) -> NDArray[np.bool_]:
+        """Whether the image could be counted, (images,)."""
+        return self.draws > 0
+
+    def total(self, column: str) -> int:
+        """Sum of a column of numbers; nulls, of tables that did not have it, count as nothing."""
+        return pc.sum(self.table[column]).as_py() or 0
 
 
-def read_shard(store: Store, plan: Plan, shard: int) -> ShardVotes:
+def read_shard(store: Store, plan: Plan, shard: int) -> CountRows:
     """A shard's votes. Raises RunError if they are damaged."""
     key = layout.counts(shard)
     try:
@@ -57,25 +87,37 @@ def read_shard(store: Store, plan: Plan, shard: int) -> ShardVotes:
         if provenance.get("identity") != plan.identity():
             raise ValueError("its votes are of another run")
         indices = plan.indices[shard * plan.shard_size : (shard + 1) * plan.shard_size]
-        if table["index"].to_pylist() != list(indices):
+        if not np.array_equal(table["index"].to_numpy(), np.array(indices, dtype=np.int64)):
             raise ValueError("its images are not the plan's")
-        selection = counts_table.dense(table["selection"], plan.num_classes)
-        estimation = counts_table.dense(table["estimation"], plan.num_classes)
         for phase, draws, invalid in (
-            (selection, "selection_draws", "selection_invalid"),
-            (estimation, "draws", "invalid"),
+            ("selection", "selection_draws", "selection_invalid"),
+            ("estimation", "draws", "invalid"),
         ):
             lost = table[invalid].to_numpy()
-            adds_up = phase.sum(axis=1) + lost == table[draws].to_numpy()
-            if not adds_up.all() or lost.min(initial=0) < 0 or phase.min(initial=0) < 0:
+            votes = counts_table.totals(table[phase], plan.num_classes)
+            if np.any(votes + lost != table[draws].to_numpy()) or lost.min(initial=0) < 0:
                 raise ValueError("its votes do not add up to its draws")
     except (ValueError, IndexError) as error:
         raise RunError(f"{store.uri}/{key}: {one_line(error)}; delete it and run `stn certify` again") from error
-    return ShardVotes(
-        table,
-        table["label"].to_numpy(),
-        selection,
-        estimation,
-        table["draws"].to_numpy(),
-        int(table["invalid"].to_numpy().sum()),
-    )
+    return CountRows(table, plan.num_classes)
+
+
+def read_votes(
+    store: Store, plan: Plan, shards: Iterable[int], observe: Callable[[int], None] = lambda shards: None
+) -> Iterator[CountRows]:
+    """The shards' rows in order, in parts that are worth a vectorised call and fit in memory, whatever a shard's size.
+
+    Raises RunError if votes are damaged. ``observe`` is called with 1 after each shard.
+    """
+    most = max(1, _DENSE_COUNTS // plan.num_classes)
+    waiting: list[pa.Table] = []
+    for shard in shards:
+        waiting.append(read_shard(store, plan, shard).table)
+        observe(1)
+        if sum(len(table) for table in waiting) >= most:
+            whole = pa.concat_tables(waiting)
+            waiting = []
+            for start in range(0, len(whole), most):
+                yield CountRows(whole.slice(start, most), plan.num_classes)
+    if waiting:
+        yield CountRows(pa.concat_tables(waiting), plan.num_classes)

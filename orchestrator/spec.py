@@ -14,18 +14,23 @@ from pydantic import BaseModel, BeforeValidator, Field, FiniteFloat, PositiveInt
 from pydantic_core import ErrorDetails
 
 from orchestrator.errors import SpecError
-from stn_core.certificates import CERTIFICATES
-from stn_core.confidence import PROTOCOLS
+from stn_core.certificates import CERTIFICATES, certificates_for
+from stn_core.certify import check_noise
+from stn_core.confidence import PROTOCOLS, Interval, check_protocol
 from stn_core.naming import did_you_mean, one_line, pick
-from workers.settings import Dataset, Model, Noise, Sampling, Section, Training
+from workers.settings import Dataset, Model, Noise, Sampling, Section, SplittingNoise, Training
 
 
 class Confidence(Section):
     """How votes become bounds. Chosen anew at every reduce; the votes do not depend on it."""
 
-    protocol: Literal["paper", "paper_two", "split", "label"] = "paper"
+    protocol: Literal["paper", "paper_two", "split", "label", "exact"] = "paper"
     alpha: Annotated[FiniteFloat, Field(gt=0, lt=1)] = Field(
         0.05, description="probability with which one image's certificate may be false"
+    )
+    interval: Interval = Field("clopper_pearson", description="randomised: tighter, by a recorded chance per image")
+    beta: Annotated[FiniteFloat, Field(gt=0, lt=1)] = Field(
+        0.01, description="probability with which a statement about the whole data set may be false"
     )
 
 
@@ -74,7 +79,9 @@ class Spec(Section):
     noise: Noise
     sampling: Sampling
     confidence: Confidence = Confidence()
-    certificates: tuple[str, ...] = Field(tuple(CERTIFICATES), min_length=1)
+    certificates: tuple[str, ...] = Field(
+        default_factory=lambda spec: certificates_for(getattr(spec.get("noise"), "kind", "")), min_length=1
+    )
     radii: Annotated[tuple[Annotated[FiniteFloat, Field(ge=0)], ...], BeforeValidator(_radii), Field(min_length=1)] = (
         Field(description="radii at which certified accuracy is reported, in [0, 1] pixel units")
     )
@@ -85,6 +92,7 @@ class Spec(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> Spec:
         check_view(self.certificates, (self.confidence.protocol,), self.noise, self.sampling)
+        _check_enumerable(self.noise, self.sampling)
         if list(self.radii) != sorted(set(self.radii)):
             raise ValueError("radii: must increase, each once")
         return self
@@ -93,13 +101,22 @@ class Spec(Section):
 def check_view(certificates: Sequence[str], protocols: Sequence[str], noise: Noise, sampling: Sampling) -> None:
     """Raise ValueError unless these certificates and protocols can be computed from such votes."""
     for name in certificates:
-        certificate = pick(CERTIFICATES, name, "certificate")
-        if certificate.noise != noise.kind:
-            raise ValueError(f"certificate {name!r} holds for {certificate.noise} noise, the run's is {noise.kind}")
+        check_noise(pick(CERTIFICATES, name, "certificate"), noise.kind)
     for name in protocols:
-        pick(PROTOCOLS, name, "protocol")
+        check_protocol(pick(PROTOCOLS, name, "protocol"), noise.kind)
         if name == "split" and sampling.selection_draws == 0:
             raise ValueError("protocol 'split' needs selection votes: set sampling.selection_draws, or use 'paper'")
+
+
+def _check_enumerable(noise: Noise, sampling: Sampling) -> None:
+    """Raise ValueError unless the draws are all there are, where noise is enumerated."""
+    if isinstance(noise, SplittingNoise):
+        draws = noise.build().draws
+        if sampling.draws != draws or sampling.selection_draws:
+            raise ValueError(
+                f"splitting noise of scale {noise.scale!r} has {draws} draws in all and needs no others: "
+                f"set sampling.draws to {draws} and sampling.selection_draws to 0"
+            )
 
 
 def load_spec(path: Path, overrides: Sequence[str] = ()) -> Spec:
@@ -134,7 +151,8 @@ def validate(content: Mapping[str, Any], source: str) -> Spec:
         return Spec.model_validate(content)
     except ValidationError as error:
         # An unknown key first: a section that seems to be missing may be one misspelt.
-        errors = sorted(error.errors(), key=lambda found: _RANK.get(found["type"], 1))
+        found = [one for one in error.errors() if one["type"] != "default_factory_not_called"]  # follows from another
+        errors = sorted(found, key=lambda one: _RANK.get(one["type"], 1))
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
         # Keys and values are the user's, and may hold line breaks.
         raise SpecError(f"{source}: {' '.join(_describe(errors[0]).split())}{more}") from None
@@ -173,7 +191,7 @@ def _parse(text: str, source: str) -> Any:
 
 def _describe(error: ErrorDetails) -> str:
     """key, value, and what would be right."""
-    valid, path = _walk(Spec, error["loc"])
+    valid, path, members = _walk(Spec, error["loc"])
     key = ".".join(path)
     match error["type"]:
         case "extra_forbidden":
@@ -181,13 +199,15 @@ def _describe(error: ErrorDetails) -> str:
         case "missing":
             return f"{key} is missing"
         case "union_tag_invalid" | "union_tag_not_found":
-            tags = [get_args(kind.model_fields["kind"].annotation)[0] for kind in _members(Dataset)]
-            tag = error.get("ctx", {}).get("tag")
+            if not isinstance(error["input"], Mapping):
+                return f"{key}: got {error['input']!r}; must be a section with keys: {', '.join(valid)}"
+            tags = [get_args(member.model_fields["kind"].annotation)[0] for member in members]
+            tag = error["input"].get("kind")
             kind = f"{key}.kind"
             return (
                 f"{kind} is missing; valid: {', '.join(tags)}"
                 if tag is None
-                else (f"{kind}: got {tag!r}{did_you_mean(tag, tags)}; valid: {', '.join(tags)}")
+                else (f"{kind}: got {tag!r}{did_you_mean(str(tag), tags)}; valid: {', '.join(tags)}")
             )
         case "model_type" | "model_attributes_type" | "dict_type":
             return f"{key}: got {error['input']!r}; must be a section with keys: {', '.join(valid)}"
@@ -203,8 +223,9 @@ def _describe(error: ErrorDetails) -> str:
             return f"{key}: got {error['input']!r}; {error['msg'][0].lower()}{error['msg'][1:]}"
 
 
-def _walk(model: type[BaseModel], location: Sequence[int | str]) -> tuple[list[str], list[str]]:
-    """Valid keys where an error arose, and its path as the user wrote it: without the names of union members."""
+def _walk(model: type[BaseModel], location: Sequence[int | str]) -> tuple[list[str], list[str], list[Any]]:
+    """Valid keys where an error arose, its path as the user wrote it (without the names of union members), and the
+    types that may stand there."""
     valid = list(model.model_fields)
     path: list[str] = []
     current: list[Any] = [model]
@@ -224,7 +245,9 @@ def _walk(model: type[BaseModel], location: Sequence[int | str]) -> tuple[list[s
             sections = [m for m in current if isinstance(m, type) and issubclass(m, BaseModel)]
             if len(sections) == 1:
                 valid = list(sections[0].model_fields) if step != location[-1] else valid
-    return valid, path
+            elif sections and step == location[-1]:
+                valid = list(dict.fromkeys(name for section in sections for name in section.model_fields))
+    return valid, path, current
 
 
 def _members(annotation: Any) -> list[Any]:

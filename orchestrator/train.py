@@ -16,7 +16,7 @@ from orchestrator.errors import SpecError
 from orchestrator.spec import Spec
 from workers.counting import load_model
 from workers.images import DatasetError, open_dataset
-from workers.settings import Training
+from workers.settings import GaussianNoise, Training
 from workers.store import LocalStore
 from workers.training import Epoch, TrainJob
 
@@ -56,7 +56,10 @@ def train_model(spec: Spec, *, observe: Callable[[Epoch], None]) -> Trained:
         "training": training.model_dump(
             mode="json", exclude={"workers": True, "threads_per_worker": True, "dataset": {"path"}}
         ),
-        "sigma": job.sigma,
+        # Other kinds of noise came later; checkpoints trained before stay known by sigma alone.
+        **(
+            {"sigma": job.noise.sigma} if job.noise.kind == "gaussian" else {"noise": job.noise.model_dump(mode="json")}
+        ),
         "gamma": job.gamma,
         "dataset_sha256": fingerprint,
     }
@@ -98,7 +101,7 @@ def _job(spec: Spec, training: Training) -> tuple[TrainJob, str]:
         model=spec.model,
         training=training.model_copy(update={"dataset": dataset}),
         num_classes=num_classes,
-        sigma=training.sigma if training.sigma is not None else spec.noise.sigma,
+        noise=spec.noise if training.sigma is None else GaussianNoise(sigma=training.sigma),
         gamma=training.gamma if training.gamma is not None else DEFAULT_GAMMA,
         threads=training.threads_per_worker,
         import_paths=(str(Path.cwd()),),

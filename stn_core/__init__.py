@@ -2,19 +2,29 @@
 
 from stn_core.certificates import CERTIFICATES
 from stn_core.certify import Certified, certify
-from stn_core.confidence import PROTOCOLS, lower_bound, upper_bound
+from stn_core.confidence import PROTOCOLS
 from stn_core.curves import certified_correct
-from stn_core.noise import Gaussian
-from stn_core.votes import count_votes
+from stn_core.dataset import population_interval, truly_certified
+from stn_core.intervals import lower_bound, upper_bound
+from stn_core.noise import DiscreteGaussian, Gaussian, Laplace, Splitting, Uniform, interval_variates
+from stn_core.votes import Tally, count_votes
 
 __all__ = [
     "CERTIFICATES",
     "PROTOCOLS",
     "Certified",
+    "DiscreteGaussian",
     "Gaussian",
+    "Laplace",
+    "Splitting",
+    "Tally",
+    "Uniform",
     "certified_correct",
     "certify",
     "count_votes",
+    "interval_variates",
     "lower_bound",
+    "population_interval",
+    "truly_certified",
     "upper_bound",
 ]

@@ -14,11 +14,14 @@ paper_two  the most voted class        alpha / 2: the two bounds    the top two 
 split      the most voted class of     alpha / 2 (two-class) or     selection votes are independent of estimation
            the selection votes         alpha (one-class)             votes
 label      the image's label           alpha / 2 or alpha           the label is not chosen by the votes
+exact      the most voted class        none: votes are the          the draws are all the noise there is
+                                       probabilities                 (splitting noise)
 ========== =========================== ============================ ==============================================
 
 Under ``split`` and ``label`` one upper bound, that of the largest other count, covers every runner-up: the true
 runner-up is a fixed class, and its own bound is never larger. One-class certificates need lower bounds alone, so
-``paper`` then spends alpha / k on each.
+``paper`` then spends alpha / k on each. No other class can have more than the candidate leaves, so p2_upper is at most
+1 - p1_lower, whichever is smaller.
 
 Votes lost to NaN logits stay in the number of trials and count for no class.
 """
@@ -27,57 +30,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from scipy import special
+from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from stn_core.intervals import Floats, lower_bound, upper_bound
+
 Ints = NDArray[np.int64]
 
-#: Outward slack on every bound, relative. After polishing, bounds are good to some 1e-14, which the tests check against
-#: mpmath: wide enough that rounding never turns a bound inwards, far too narrow to cost any radius.
-_SLACK = 1e-13
-
-#: scipy's inverse incomplete beta is off by up to 1e-11 relative, its forward function is not: Newton mends the one by
-#: the other.
-_POLISH_STEPS = 2
-
-
-def lower_bound(successes: ArrayLike, trials: ArrayLike, error: ArrayLike) -> Floats:
-    """One-sided Clopper-Pearson lower bound on a probability (Clopper & Pearson 1934).
-
-    Args:
-        successes: number of successes, 0 to ``trials``.
-        trials: number of independent trials, at least 1.
-        error: probability with which the bound may exceed the true probability, inside (0, 1). One-sided.
-
-    Returns:
-        float64, broadcast shape: the bound, rounded downwards.
-
-    Raises:
-        ValueError: counts or error out of range.
-    """
-    k, n, error = _checked(successes, trials, error)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        bound = special.betaincinv(k, n - k + 1, error)
-        for _ in range(_POLISH_STEPS):
-            bound = bound - (special.betainc(k, n - k + 1, bound) - error) / _beta_density(k, n - k + 1, bound)
-    return np.where(k == 0, 0.0, bound * (1 - _SLACK))
-
-
-def upper_bound(successes: ArrayLike, trials: ArrayLike, error: ArrayLike) -> Floats:
-    """One-sided Clopper-Pearson upper bound on a probability; as ``lower_bound``, rounded upwards, at most 1."""
-    k, n, error = _checked(successes, trials, error)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        bound = special.betainccinv(k + 1, n - k, error)
-        for _ in range(_POLISH_STEPS):
-            bound = bound + (special.betaincc(k + 1, n - k, bound) - error) / _beta_density(k + 1, n - k, bound)
-    return np.where(k == n, 1.0, np.minimum(1.0, bound * (1 + _SLACK)))
-
-
-def _beta_density(a: Floats, b: Floats, x: Floats) -> Floats:
-    return np.exp((a - 1) * np.log(x) + (b - 1) * np.log1p(-x) - special.betaln(a, b))
+#: How a count bounds a probability: see ``intervals.lower_bound``.
+Interval = Literal["clopper_pearson", "randomised"]
 
 
 @dataclass(frozen=True)
@@ -109,14 +72,15 @@ class Protocol:
         name: as in specs and tables.
         claim: what holds with probability 1 - alpha, for people.
         candidate: the class each image is to be certified for, int64 (images,); -1 where there is none.
-        shares: number of parts alpha is split into, from (number of classes, bounds needed: 1 or 2).
+        shares: number of parts alpha is split into, from (number of classes, bounds needed: 1 or 2); None where votes
+            are the probabilities themselves.
         rigorous: whether the claim holds under the protocol's own assumptions alone.
     """
 
     name: str
     claim: str
     candidate: Callable[[Votes], Ints]
-    shares: Callable[[int, int], int]
+    shares: Callable[[int, int], int] | None
     rigorous: bool = True
 
 
@@ -165,50 +129,95 @@ PROTOCOLS: dict[str, Protocol] = {
             _label,
             lambda classes, bounds: bounds,
         ),
+        Protocol(
+            "exact",
+            "all noise enumerated: certain, alpha plays no part",
+            _most_voted,
+            None,
+        ),
     )
 }
 
 
-def bound_probabilities(votes: Votes, protocol: Protocol, *, bounds: int, alpha: float) -> tuple[Ints, Floats, Floats]:
+def check_protocol(protocol: Protocol, noise: str) -> None:
+    """Raise ValueError unless ``protocol`` fits votes under that kind of noise."""
+    if protocol.shares is None and noise != "splitting":
+        raise ValueError(
+            f"protocol {protocol.name!r} needs splitting noise, whose draws are all there are, not {noise}"
+        )
+    if protocol.shares is not None and noise == "splitting":
+        raise ValueError(f"votes under splitting noise are exact: use protocol 'exact' instead of {protocol.name!r}")
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """All that bounds depend on, each different outcome once: votes of many images are alike.
+
+    Attributes:
+        candidate: each image's class to be certified, int64 (images,); -1 where there is none.
+        top, runner_up, trials: the candidate's votes, the most of any other class, and the draws, int64 (outcomes,).
+        of_image: each image's outcome, (images,).
+        num_classes: number of classes.
+    """
+
+    candidate: Ints
+    top: Ints
+    runner_up: Ints
+    trials: Ints
+    of_image: NDArray[np.intp]
+    num_classes: int
+
+
+def outcomes_of(votes: Votes, protocol: Protocol) -> Outcomes:
+    """What the votes come to under a protocol; the costly part, common to all certificates and levels."""
+    candidate = protocol.candidate(votes)
+    rows = np.arange(len(candidate))
+    top = np.where(candidate >= 0, votes.estimation[rows, candidate], 0)
+    others = votes.estimation.copy()
+    others[rows, candidate] = -1
+    distinct, of_image = _distinct(top, others.max(axis=1, initial=0), votes.trials)
+    return Outcomes(candidate, *distinct, of_image, votes.num_classes)
+
+
+def _distinct(top: Ints, runner_up: Ints, trials: Ints) -> tuple[tuple[Ints, Ints, Ints], NDArray[np.intp]]:
+    """The different (top, runner_up, trials), and which one each image has."""
+    most = int(trials.max(initial=0)) + 1
+    if most >= 2**20:  # the code below would overflow
+        triples, inverse = np.unique(np.stack([top, runner_up, trials], axis=1), axis=0, return_inverse=True)
+        return (triples[:, 0], triples[:, 1], triples[:, 2]), inverse.reshape(-1)
+    codes, inverse = np.unique((trials * most + top) * most + runner_up, return_inverse=True)
+    return (codes // most % most, codes % most, codes // most**2), inverse
+
+
+def bound_probabilities(
+    outcomes: Outcomes, protocol: Protocol, *, bounds: int, alpha: float, uniform: Floats | None = None
+) -> tuple[Floats, Floats, NDArray[np.intp] | slice]:
     """Bounds on the candidate's probability and on every other class's.
 
     Args:
-        votes: the counts.
-        protocol: which class, and how alpha is shared.
+        outcomes: what the votes came to under ``protocol``.
+        protocol: how alpha is shared.
         bounds: 1 to bound the candidate alone (p2_upper is then 1 - p1_lower), 2 to bound the runner-up as well.
         alpha: failure probability of each image's certificate.
+        uniform: each image's variate for randomised intervals, float64 (images,); None for Clopper-Pearson. One
+            variate serves both bounds: their errors add up however they depend on each other.
 
     Returns:
-        candidate int64 (images,), -1 where there is none; p1_lower and p2_upper float64 (images,).
+        p1_lower and p2_upper, float64, of every different outcome, and the index that spreads them over the images.
     """
-    candidate = protocol.candidate(votes)
-    error = alpha / protocol.shares(votes.num_classes, bounds)
-    rows = np.arange(len(candidate))
-    top = np.where(candidate >= 0, votes.estimation[rows, candidate], 0)
-    p1_lower = _each_once(lower_bound, top, votes.trials, error)
+    top, runner_up, trials = outcomes.top, outcomes.runner_up, outcomes.trials
+    spread: NDArray[np.intp] | slice = outcomes.of_image
+    if protocol.shares is None:
+        # Quotients of integers, off by half a unit in the last place at most.
+        p1_lower = np.maximum(np.nextafter(top / trials, -np.inf), 0.0)
+        return p1_lower, np.nextafter(runner_up / trials, np.inf), spread
+    if uniform is not None:
+        top, runner_up, trials = top[spread], runner_up[spread], trials[spread]
+        spread = slice(None)
+    error = alpha / protocol.shares(outcomes.num_classes, bounds)
+    p1_lower = lower_bound(top, trials, error, uniform)
     # Exact where p1_lower >= 1/2 (Sterbenz); below that it exceeds p1_lower, and the image abstains either way.
     p2_upper = 1 - p1_lower
     if bounds == 2:
-        others = votes.estimation.copy()
-        others[rows, candidate] = -1
-        p2_upper = np.minimum(p2_upper, _each_once(upper_bound, others.max(axis=1), votes.trials, error))
-    return candidate, p1_lower, p2_upper
-
-
-def _each_once(
-    bound: Callable[[ArrayLike, ArrayLike, ArrayLike], Floats], counts: Ints, trials: Ints, error: float
-) -> Floats:
-    """``bound`` of every (count, trials) pair, computed once per distinct pair: votes of many images are alike."""
-    pairs, inverse = np.unique(np.stack([counts, trials], axis=1), axis=0, return_inverse=True)
-    return bound(pairs[:, 0], pairs[:, 1], error)[inverse.reshape(-1)]
-
-
-def _checked(successes: ArrayLike, trials: ArrayLike, error: ArrayLike) -> tuple[Floats, Floats, Floats]:
-    k, n, e = (np.asarray(value, dtype=np.float64) for value in (successes, trials, error))
-    if not np.all(n >= 1):
-        raise ValueError("trials must be at least 1")
-    if not np.all((k >= 0) & (k <= n)):
-        raise ValueError("successes must lie between 0 and trials")
-    if not np.all((e > 0) & (e < 1)):
-        raise ValueError("error must lie inside (0, 1)")
-    return k, n, e
+        p2_upper = np.minimum(p2_upper, upper_bound(runner_up, trials, error, uniform))
+    return p1_lower, p2_upper, spread

@@ -10,13 +10,31 @@ from typing import Literal, SupportsIndex, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from stn_core.noise import Draws, Noise, Phase, check_identity
 
+Ints = NDArray[np.int64]
+
 Precision = Literal["float32", "bfloat16", "float16"]
 
 _AUTOCAST_DTYPE = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What became of the draws of each image: the votes of a row and its invalid draws add up to its draws.
+
+    Attributes:
+        votes: int64 (images, num_classes).
+        invalid: draws whose logits held a NaN; they vote for no class. int64 (images,).
+        ties: draws in which several classes shared the largest logit; the lowest of them got the vote. int64 (images,).
+    """
+
+    votes: Ints
+    invalid: Ints
+    ties: Ints
 
 
 def count_votes(
@@ -33,7 +51,7 @@ def count_votes(
     batch_size: int | None = None,
     device: torch.device | str | None = None,
     precision: Precision = "float32",
-) -> np.ndarray:
+) -> Tally:
     """Classify ``draws`` noisy copies of each image and count the answers.
 
     Every forward pass has exactly ``batch_size`` rows, drawn from one image after another, the last one padded: the
@@ -43,7 +61,8 @@ def count_votes(
     Args:
         model: maps a float32 batch (rows, channels, height, width) of noisy pixels to logits (rows, num_classes);
             normalisation belongs inside it. Run in evaluation mode; its mode is restored.
-        images: (images, channels, height, width), uint8, or floating point in [0, 1]. Never clipped after noise.
+        images: (images, channels, height, width), uint8, or floating point in [0, 1]; ``DiscreteGaussian`` and
+            ``Splitting`` noise take uint8 only. Never clipped after noise, save as ``DiscreteGaussian`` says.
         noise: the noise to add, in [0, 1] pixel units.
         draws: noisy copies of each image.
         num_classes: number of classes, at least 2.
@@ -56,8 +75,7 @@ def count_votes(
         precision: "bfloat16" and "float16" run the model under autocast. Logits are compared in float32 always.
 
     Returns:
-        int64 array (images, num_classes). A row sums to ``draws`` minus the draws whose logits held a NaN: those vote
-        for no class. Equal logits vote for the lowest class.
+        The tally of every image.
 
     Raises:
         ValueError: an argument does not fit the description above, or the model's output does not.
@@ -80,6 +98,7 @@ def count_votes(
     place = torch.device(device) if device is not None else _device_of(model)
     rows_per_call = batch_size or default_batch_size(pixels[0].numel() if len(pixels) else 1, place)
     votes = torch.zeros(len(pixels) * num_classes, dtype=torch.int64, device=place)
+    invalid, ties = (torch.zeros(len(pixels), dtype=torch.int64, device=place) for _ in range(2))
     pixels = pixels.to(place)
     layout = _layout_of(model)
     noisy = torch.zeros((rows_per_call, *pixels.shape[1:]), dtype=torch.float32, device=place)
@@ -88,16 +107,17 @@ def count_votes(
         for batch in _batches(len(pixels), draws, rows_per_call):
             owner = torch.from_numpy(batch.owner).to(place)
             used = noisy[: len(owner)]
-            noise.fill(
+            # The batch's images are neighbours.
+            first_image, last_image = batch.parts[0][0], batch.parts[-1][0]
+            noise.perturb(
                 used,
+                pixels[first_image : last_image + 1],
+                owner - first_image,
                 (
                     Draws(seed, image_keys[image], phase, first_draw + first, count)
                     for image, first, count in batch.parts
                 ),
             )
-            # The batch's images are neighbours: scaled once each, not once a row.
-            first_image, last_image = batch.parts[0][0], batch.parts[-1][0]
-            used += _to_unit_range(pixels[first_image : last_image + 1])[owner - first_image]
             logits = model(noisy.contiguous(memory_format=layout))
             if logits.ndim != 2 or logits.shape != (rows_per_call, num_classes):
                 raise ValueError(
@@ -108,7 +128,11 @@ def count_votes(
             valid = ~logits.isnan().any(dim=1)
             # Adding zero for invalid rows, rather than leaving them out, spares the device a wait for the host.
             votes.scatter_add_(0, owner * num_classes + logits.argmax(dim=1), valid.long())
-    return votes.view(len(pixels), num_classes).cpu().numpy()
+            invalid.scatter_add_(0, owner, (~valid).long())
+            # NaN equals nothing, so invalid rows have no ties.
+            tied = (logits == logits.amax(dim=1, keepdim=True)).sum(dim=1) > 1
+            ties.scatter_add_(0, owner, tied.long())
+    return Tally(*(counts.cpu().numpy() for counts in (votes.view(len(pixels), num_classes), invalid, ties)))
 
 
 def default_batch_size(pixels_per_image: int, device: torch.device) -> int:
@@ -142,10 +166,6 @@ def _as_pixels(images: torch.Tensor | np.ndarray) -> torch.Tensor:
     if pixels.numel() and not bool(((pixels >= 0) & (pixels <= 1)).all()):
         raise ValueError("floating-point images must lie in [0, 1]; scale them, or pass uint8")
     return pixels.float()
-
-
-def _to_unit_range(pixels: torch.Tensor) -> torch.Tensor:
-    return pixels.float().div_(255) if pixels.dtype == torch.uint8 else pixels
 
 
 def _layout_of(model: nn.Module) -> torch.memory_format:

@@ -9,12 +9,11 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from stn_core.models import Normalized, build_network, load_weights
 from stn_core.noise import Phase
-from stn_core.votes import Precision, count_votes
+from stn_core.votes import Precision, Tally, count_votes
 from workers import counts_table
 from workers.images import ImageSet, Pixels, UnreadableImage
 from workers.settings import Dataset, Model, Noise, Sampling
@@ -97,12 +96,12 @@ def count_shard(job: CountJob, shard: int, images: ImageSet, model: nn.Module, d
     keys = np.array([images.key(index) for index in indices], dtype=np.int64)
     sampling = job.sampling
 
-    votes: dict[Phase, NDArray[np.int64]] = {}
+    tallies: dict[Phase, Tally] = {}
     phases: dict[Phase, int] = {"selection": sampling.selection_draws, "estimation": sampling.draws}
     for phase, draws in phases.items():
-        votes[phase] = np.zeros((len(indices), job.num_classes), dtype=np.int64)
+        whole = Tally(np.zeros((len(indices), job.num_classes), np.int64), *np.zeros((2, len(indices)), np.int64))
         if pixels and draws:
-            votes[phase][counted] = count_votes(
+            tally = count_votes(
                 model,
                 np.stack(pixels),
                 noise=job.noise.build(),
@@ -115,6 +114,9 @@ def count_shard(job: CountJob, shard: int, images: ImageSet, model: nn.Module, d
                 device=device,
                 precision=job.precision,
             )
+            whole.votes[counted], whole.invalid[counted], whole.ties[counted] = tally.votes, tally.invalid, tally.ties
+        tallies[phase] = whole
+    selection, estimation = tallies["selection"], tallies["estimation"]
     selection_draws = counted * np.int64(sampling.selection_draws)
     draws_done = counted * np.int64(sampling.draws)
     return pa.table(
@@ -122,12 +124,14 @@ def count_shard(job: CountJob, shard: int, images: ImageSet, model: nn.Module, d
             "index": np.array(indices, dtype=np.int64),
             "key": keys,
             "label": images.labels[np.array(indices, dtype=np.int64)],
-            "selection": counts_table.sparse(votes["selection"]),
-            "estimation": counts_table.sparse(votes["estimation"]),
+            "selection": counts_table.sparse(selection.votes),
+            "estimation": counts_table.sparse(estimation.votes),
             "selection_draws": selection_draws,
             "draws": draws_done,
-            "selection_invalid": selection_draws - votes["selection"].sum(axis=1),
-            "invalid": draws_done - votes["estimation"].sum(axis=1),
+            "selection_invalid": selection.invalid,
+            "invalid": estimation.invalid,
+            "selection_ties": selection.ties,
+            "ties": estimation.ties,
             "error": pa.array(errors, pa.string()),
         },
         schema=counts_table.SCHEMA,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from stn_core.naming import one_line
 
 #: Version of the columns below. A reader refuses a newer one.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _VOTES = pa.list_(
     pa.struct([pa.field("class", pa.int32(), nullable=False), pa.field("votes", pa.int64(), nullable=False)])
@@ -32,9 +32,13 @@ SCHEMA = pa.schema(
         pa.field("draws", pa.int64(), nullable=False),  # estimation draws, invalid ones included
         pa.field("selection_invalid", pa.int64(), nullable=False),  # draws whose logits held a NaN
         pa.field("invalid", pa.int64(), nullable=False),
+        pa.field("selection_ties", pa.int64()),  # draws whose largest logit several classes shared; the lowest got it
+        pa.field("ties", pa.int64()),  # null in tables of version 1, which did not count them
         pa.field("error", pa.string()),  # why the image could not be counted; draws is then 0
     ]
 )
+
+_SINCE_VERSION_2 = {"selection_ties", "ties"}
 
 _METADATA_KEY = b"stn"
 
@@ -60,6 +64,25 @@ def dense(votes: pa.ChunkedArray | pa.ListArray, num_classes: int) -> NDArray[np
     items = lists.flatten()
     counts[rows, items.field("class").to_numpy()] = items.field("votes").to_numpy()
     return counts
+
+
+def totals(votes: pa.ChunkedArray, num_classes: int) -> NDArray[np.int64]:
+    """Each row's votes, int64 (images,). Raises ValueError unless classes exist and ascend, and no count is
+    negative."""
+    if not len(votes):
+        return np.zeros(0, dtype=np.int64)
+    lists = votes.combine_chunks()
+    items = lists.flatten()
+    counts, classes = items.field("votes").to_numpy(), items.field("class").to_numpy()
+    offsets = lists.offsets.to_numpy() - lists.offsets[0].as_py()
+    first_of_row = np.zeros(len(classes) + 1, dtype=bool)
+    first_of_row[offsets] = True
+    if counts.min(initial=0) < 0 or classes.min(initial=0) < 0 or classes.max(initial=0) >= num_classes:
+        raise ValueError("its votes are negative, or for classes that do not exist")
+    if not np.all(first_of_row[1:-1] | (np.diff(classes) > 0)):
+        raise ValueError("its votes name a class twice")
+    running = np.concatenate([[0], np.cumsum(counts)])
+    return running[offsets[1:]] - running[offsets[:-1]]
 
 
 def encode(table: pa.Table, provenance: Mapping[str, Any]) -> bytes:
@@ -89,6 +112,8 @@ def decode(content: bytes) -> tuple[pa.Table, dict[str, Any]]:
         raise ValueError("not a table of votes")
     if version > SCHEMA_VERSION:
         raise ValueError(f"written by a newer version (schema {version}, this one reads up to {SCHEMA_VERSION})")
+    for name in _SINCE_VERSION_2 - set(table.schema.names) if version == 1 else ():
+        table = table.append_column(name, pa.nulls(len(table), pa.int64()))
     if not set(SCHEMA.names) <= set(table.schema.names):
         raise ValueError("not a table of votes: columns are missing")
     try:

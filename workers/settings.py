@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, FiniteFloat, PositiveInt, Tag, model_validator
 
-from stn_core.noise import Gaussian
+from stn_core import noise
 
 
 class Section(BaseModel):
@@ -86,14 +86,71 @@ class Model(Section):
     num_classes: Annotated[int, Field(ge=2)] | None = Field(None, description="default: the data set's")
 
 
-class Noise(Section):
-    """The noise added to pixels in [0, 1]."""
+_Scale = Annotated[FiniteFloat, Field(gt=0)]
+
+
+class GaussianNoise(Section):
+    """I.i.d. Gaussian noise on pixels in [0, 1]: L2 certificates."""
 
     kind: Literal["gaussian"] = "gaussian"
-    sigma: Annotated[FiniteFloat, Field(gt=0)] = Field(description="standard deviation, in [0, 1] pixel units")
+    sigma: _Scale = Field(description="standard deviation, in [0, 1] pixel units")
+    sampler: Literal["plain", "sound"] = Field(
+        "plain",
+        description="sound: drawn exactly, on the grid of 8-bit pixels, so that no rounding breaks a certificate",
+    )
 
-    def build(self) -> Gaussian:
-        return Gaussian(self.sigma)
+    def build(self) -> noise.Noise:
+        return noise.DiscreteGaussian(self.sigma) if self.sampler == "sound" else noise.Gaussian(self.sigma)
+
+
+class LaplaceNoise(Section):
+    """I.i.d. Laplace noise on pixels in [0, 1]: L1 certificates."""
+
+    kind: Literal["laplace"]
+    scale: _Scale = Field(description="the paper's lambda, in [0, 1] pixel units; standard deviation / sqrt(2)")
+
+    def build(self) -> noise.Noise:
+        return noise.Laplace(self.scale)
+
+
+class UniformNoise(Section):
+    """I.i.d. uniform noise on pixels in [0, 1]: L1 certificates."""
+
+    kind: Literal["uniform"]
+    scale: _Scale = Field(description="noise lies in [-scale, scale], in [0, 1] pixel units")
+
+    def build(self) -> noise.Noise:
+        return noise.Uniform(self.scale)
+
+
+class SplittingNoise(Section):
+    """Splitting noise on 8-bit pixels, all of it: L1 certificates without chance."""
+
+    kind: Literal["splitting"]
+    scale: _Scale = Field(description="half the distance of two splits, in [0, 1] pixel units")
+
+    @model_validator(mode="after")
+    def _whole(self) -> SplittingNoise:
+        noise.Splitting(self.scale)  # says what is wrong with the scale
+        return self
+
+    def build(self) -> noise.Splitting:
+        return noise.Splitting(self.scale)
+
+
+def _noise_kind(value: Any) -> str | None:
+    if isinstance(value, dict):
+        return value.get("kind", "gaussian")
+    return getattr(value, "kind", None)
+
+
+Noise = Annotated[
+    Annotated[GaussianNoise, Tag("gaussian")]
+    | Annotated[LaplaceNoise, Tag("laplace")]
+    | Annotated[UniformNoise, Tag("uniform")]
+    | Annotated[SplittingNoise, Tag("splitting")],
+    Discriminator(_noise_kind),
+]
 
 
 class Sampling(Section):
@@ -109,7 +166,7 @@ class Training(Section):
 
     method: Literal["stn", "gaussian", "clean"] = "stn"
     dataset: Dataset
-    sigma: Annotated[FiniteFloat, Field(gt=0)] | None = Field(None, description="default: the noise's")
+    sigma: _Scale | None = Field(None, description="of Gaussian training noise; default: the spec's noise")
     gamma: Annotated[FiniteFloat, Field(ge=0)] | None = Field(
         None, description="weight of the stability term; stn only"
     )

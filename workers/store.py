@@ -7,8 +7,10 @@ all, and survives the machine once the call returns.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
+import shutil
 import stat
 import uuid
 from collections.abc import Iterator
@@ -54,6 +56,9 @@ class Store(Protocol):
     def replace(self, key: str, content: bytes) -> None:
         """Write an object atomically and durably, whether or not it exists."""
 
+    def replace_file(self, key: str, file: Path) -> None:
+        """``replace`` with a file's content, which need not fit in memory."""
+
     def read(self, key: str) -> bytes:
         """An object's content. Raises ObjectMissing."""
 
@@ -89,7 +94,7 @@ class LocalStore:
         self.uri = str(self._root)
 
     def create(self, key: str, content: bytes) -> bool:
-        with self._aside(content) as aside, self._place_for(key) as target:
+        with self._aside(io.BytesIO(content)) as aside, self._place_for(key) as target:
             try:
                 # A hard link fails if the name exists and otherwise appears at once, whole: what rename cannot promise.
                 os.link(aside, target)
@@ -98,6 +103,13 @@ class LocalStore:
         return True
 
     def replace(self, key: str, content: bytes) -> None:
+        self._replace(key, io.BytesIO(content))
+
+    def replace_file(self, key: str, file: Path) -> None:
+        with file.open("rb") as content:
+            self._replace(key, content)
+
+    def _replace(self, key: str, content: BinaryIO) -> None:
         with self._aside(content) as aside, self._place_for(key) as target:
             os.replace(aside, target)
 
@@ -132,13 +144,13 @@ class LocalStore:
         return self._root / key
 
     @contextlib.contextmanager
-    def _aside(self, content: bytes) -> Iterator[Path]:
+    def _aside(self, content: BinaryIO) -> Iterator[Path]:
         """The content in a file of its own, on disk, for the block. A crash leaves it behind, outside every listing."""
         folder = self._root / _ASIDE
         path = folder / uuid.uuid4().hex
         try:
             with _created(path) as file:
-                file.write(content)
+                shutil.copyfileobj(content, file)
                 file.flush()
                 os.fsync(file.fileno())
             yield path

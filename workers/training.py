@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from stn_core.training import LOSSES
 from workers.counting import load_model
 from workers.images import DatasetError, open_dataset, selected
-from workers.settings import Model, Training
+from workers.settings import Model, Noise, Training
 
 #: Name of the file a checkpoint consists of.
 STATE = "state.pt"
@@ -34,7 +34,7 @@ class TrainJob:
         model: as in the spec; its checkpoint is where the result goes and is not read.
         training: as in the spec.
         num_classes: outputs of the network.
-        sigma: standard deviation of the training noise, in [0, 1] pixel units.
+        noise: the training noise.
         gamma: weight of the stability term.
         threads: CPU threads of one worker.
         import_paths: folders to import the user's modules from.
@@ -43,7 +43,7 @@ class TrainJob:
     model: Model
     training: Training
     num_classes: int
-    sigma: float
+    noise: Noise
     gamma: float
     threads: int
     import_paths: tuple[str, ...] = ()
@@ -88,6 +88,7 @@ def train(job: TrainJob, session: Session) -> None:
     pixels, labels = _load(settings)
     steps = max(1, len(pixels) // settings.batch_size)
 
+    noise = job.noise.build()
     torch.manual_seed(settings.seed)
     bare = load_model(job.model.model_copy(update={"checkpoint": None}), job.num_classes)
     restored = session.restored()
@@ -114,12 +115,11 @@ def train(job: TrainJob, session: Session) -> None:
         for step in range(steps):
             batch = order[step * settings.batch_size : (step + 1) * settings.batch_size]
             own = slice(session.rank, None, session.world_size)
-            noise = batch_noise(settings.seed, epoch, step, (len(batch), *pixels.shape[1:]))[own].to(session.device)
+            # Drawn for the global batch, of which each worker keeps its own part.
+            noisy = noise.disturb(pixels[batch], batch_random(settings.seed, epoch, step))[own].to(session.device)
             clean = (pixels[batch[own]].float() / 255).to(session.device)
             with autocast:
-                loss = LOSSES[settings.method](
-                    model, clean, clean + job.sigma * noise, labels[batch[own]].to(session.device), job.gamma
-                )
+                loss = LOSSES[settings.method](model, clean, noisy, labels[batch[own]].to(session.device), job.gamma)
             optimizer.zero_grad()
             # Shares may differ by an image: so weighted, the mean over workers is the mean over the global batch.
             (loss * (len(clean) * session.world_size / len(batch))).backward()
@@ -147,10 +147,10 @@ def epoch_order(seed: int, epoch: int, images: int) -> NDArray[np.int64]:
     return np.random.default_rng([seed, epoch]).permutation(images)
 
 
-def batch_noise(seed: int, epoch: int, step: int, shape: tuple[int, ...]) -> torch.Tensor:
-    """Standard normal noise of a global batch, float32, fresh for every image of every batch."""
+def batch_random(seed: int, epoch: int, step: int) -> np.random.Generator:
+    """Where the noise of a global batch comes from: fresh for every image of every batch."""
     # The fourth number keeps this stream apart from the epoch's order.
-    return torch.from_numpy(np.random.default_rng([seed, epoch, step, 1]).standard_normal(shape, dtype=np.float32))
+    return np.random.default_rng([seed, epoch, step, 1])
 
 
 def _dropout_seed(seed: int, epoch: int, rank: int) -> int:

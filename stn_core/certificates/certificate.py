@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+Norm = Literal["l2", "l1", "linf"]
 
 
 @dataclass(frozen=True)
@@ -24,11 +25,35 @@ class Certificate:
         source: paper and theorem.
         unit_radius: (p1_lower, p2_upper), each float64 in [0, 1] with p1_lower > p2_upper, to the radius at
             noise scale 1; rounded downwards, never negative. Radii are linear in the scale.
+        dimension_power: radii are divided by (number of pixels, channels counted) to this power.
     """
 
     name: str
-    norm: Literal["l2", "l1"]
+    norm: Norm
     noise: str
     bounds: Literal[1, 2]
     source: str
     unit_radius: Callable[[Floats, Floats], Floats]
+    dimension_power: float = 0.0
+
+    def radius(self, p1_lower: Floats, p2_upper: Floats, scale: float, dimension: int | None = None) -> Floats:
+        """Radii in [0, 1] pixel units, rounded downwards.
+
+        Args:
+            p1_lower, p2_upper: as ``unit_radius`` takes them.
+            scale: the noise's scale, in [0, 1] pixel units.
+            dimension: channels x height x width of an image; only ``dimension_power`` other than 0 needs it.
+
+        Raises:
+            ValueError: the dimension is needed and missing.
+        """
+        # One step down after each operation, so that its own rounding cannot lift the radius.
+        radius = np.nextafter(scale * self.unit_radius(p1_lower, p2_upper), -np.inf)
+        if self.dimension_power:
+            if dimension is None or dimension < 1:
+                raise ValueError(
+                    f"certificate {self.name!r} needs dimension, the number of values in an image, got {dimension!r}"
+                )
+            divisor = np.nextafter(np.float64(dimension) ** self.dimension_power, np.inf)
+            radius = np.nextafter(radius / divisor, -np.inf)
+        return np.maximum(radius, 0.0)

@@ -24,7 +24,13 @@ def certify_alike(counts: ArrayLike, certificate: str, protocol: str, alpha: flo
     """Certify under any protocol: the selection votes fall like the others, and the label is the most voted class."""
     votes = np.asarray(counts)
     return certify(
-        votes, votes, votes.argmax(axis=1), certificate=certificate, protocol=protocol, sigma=sigma, alpha=alpha
+        votes,
+        votes,
+        votes.argmax(axis=1),
+        certificate=certificate,
+        protocol=protocol,
+        noise=Gaussian(sigma),
+        alpha=alpha,
     )
 
 
@@ -89,8 +95,10 @@ def test_split_and_label_certify_their_own_class_only(certificate: str) -> None:
 
 def test_a_certificate_and_a_protocol_may_be_given_themselves() -> None:
     votes = [[5, 90, 5]]
-    by_name = certify(votes, certificate="renyi", protocol="paper", sigma=1.0, alpha=0.05)
-    given = certify(votes, certificate=CERTIFICATES["renyi"], protocol=PROTOCOLS["paper"], sigma=1.0, alpha=0.05)
+    by_name = certify(votes, certificate="renyi", protocol="paper", noise=Gaussian(1.0), alpha=0.05)
+    given = certify(
+        votes, certificate=CERTIFICATES["renyi"], protocol=PROTOCOLS["paper"], noise=Gaussian(1.0), alpha=0.05
+    )
     assert given.radius == by_name.radius
 
 
@@ -193,7 +201,7 @@ def test_images_do_not_influence_each_other(
 
 def test_equal_counts_of_unequal_draws_are_told_apart() -> None:
     certified = certify(
-        [[90, 0]] * 3, certificate=ONE_CLASS, protocol="paper", sigma=1.0, alpha=0.05, draws=[90, 120, 90]
+        [[90, 0]] * 3, certificate=ONE_CLASS, protocol="paper", noise=Gaussian(1.0), alpha=0.05, draws=[90, 120, 90]
     )
     assert certified.radius[0] == certified.radius[2] > certified.radius[1] > 0
 

@@ -64,7 +64,7 @@ def false_probability(protocol: str, certificate: str, truths: list[Floats], dra
         labels = np.full(len(votes), chosen)
         selection = np.eye(len(truths[0]), dtype=np.int64)[labels]
         certified = certify(
-            votes, selection, labels, certificate=certificate, protocol=protocol, sigma=1.0, alpha=alpha
+            votes, selection, labels, certificate=certificate, protocol=protocol, noise=Gaussian(1.0), alpha=alpha
         )
         for i, truth in enumerate(truths):
             false[i, chosen] = is_false(certified, truth, certificate)
@@ -133,7 +133,7 @@ def test_invalid_votes_make_no_certificate_false(protocol: str, certificate: str
     votes = with_invalid[:, :2]
     labels = np.zeros(len(votes), dtype=np.int64)
     certified = certify(
-        votes, labels=labels, certificate=certificate, protocol=protocol, sigma=1.0, alpha=alpha, draws=draws
+        votes, labels=labels, certificate=certificate, protocol=protocol, noise=Gaussian(1.0), alpha=alpha, draws=draws
     )
     for truth in truths_for(draws, alpha):
         false = is_false(certified, truth[:2], certificate)

@@ -40,7 +40,7 @@ def count(
 ) -> Votes:
     arguments: dict[str, Any] = {"noise": NOISE, "draws": DRAWS, "num_classes": CLASSES, "seed": SEED, "keys": KEYS}
     pixels = images() if pixels is None else pixels
-    return count_votes(model or network(), pixels, **{**arguments, **changes})
+    return count_votes(model or network(), pixels, **{**arguments, **changes}).votes
 
 
 class Logits(nn.Module):

@@ -19,7 +19,7 @@ from tests.workers.samples import encoded, noise_image, write_parquet
 from workers.counting import CountJob, count_shard, load_model
 from workers.counts_table import SCHEMA, dense
 from workers.images import ImageSet, open_dataset
-from workers.settings import Digits, Model, Noise, Normalization, ParquetImages, Sampling
+from workers.settings import Digits, GaussianNoise, Model, Normalization, ParquetImages, Sampling
 
 CPU = torch.device("cpu")
 
@@ -27,7 +27,7 @@ JOB = CountJob(
     run="unused",
     dataset=Digits(kind="digits"),
     model=Model(name="tests.networks:tiny"),
-    noise=Noise(sigma=0.7),
+    noise=GaussianNoise(sigma=0.7),
     sampling=Sampling(draws=24, selection_draws=16, seed=3),
     num_classes=10,
     image_shape=(1, 28, 28),
