@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from benchmarks.measure import Row, compare
-from stn_core import Gaussian, count_votes
+from stn_core import DiscreteGaussian, Gaussian, count_votes
 from stn_core.models import build_network
 
 SIGMA = 0.7
@@ -53,3 +53,8 @@ def rows() -> Iterator[Row]:
             plain_loop(m, x, n, 100, k)
 
         yield compare(f"votes: {name}", ours, "plain per-image loop", loop, rounds=5, detail=f"{count * draws} votes")
+
+        def sound(m: nn.Module = channels_last, x: torch.Tensor = images, n: int = draws, k: int = classes) -> None:
+            count_votes(m, x, noise=DiscreteGaussian(SIGMA), draws=n, num_classes=k, seed=0, keys=range(len(x)))
+
+        yield compare(f"votes, sound sampler: {name}", sound, "the plain sampler", ours, rounds=5)

@@ -19,8 +19,9 @@ from workers.store import ObjectMissing, Store
 
 Ints = NDArray[np.int64]
 
-#: Counts of votes held densely at a time, for one phase: 64 MiB of them.
-_DENSE_COUNTS = 2**23
+#: Most counts of votes held as a matrix at a time, for one phase, and most rows: 32 MiB of the first.
+_DENSE_COUNTS = 2**22
+_DENSE_ROWS = 2**16
 
 
 def read_plan(store: Store) -> Plan:
@@ -109,7 +110,7 @@ def read_votes(
 
     Raises RunError if votes are damaged. ``observe`` is called with 1 after each shard.
     """
-    most = max(1, _DENSE_COUNTS // plan.num_classes)
+    most = max(1, min(_DENSE_ROWS, _DENSE_COUNTS // plan.num_classes))
     waiting: list[pa.Table] = []
     for shard in shards:
         waiting.append(read_shard(store, plan, shard).table)

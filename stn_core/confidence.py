@@ -171,12 +171,25 @@ class Outcomes:
 def outcomes_of(votes: Votes, protocol: Protocol) -> Outcomes:
     """What the votes come to under a protocol; the costly part, common to all certificates and levels."""
     candidate = protocol.candidate(votes)
-    rows = np.arange(len(candidate))
-    top = np.where(candidate >= 0, votes.estimation[rows, candidate], 0)
-    others = votes.estimation.copy()
-    others[rows, candidate] = -1
-    distinct, of_image = _distinct(top, others.max(axis=1, initial=0), votes.trials)
+    top = np.where(candidate >= 0, votes.estimation[np.arange(len(candidate)), candidate], 0)
+    first, second = _largest_two(votes.estimation)
+    distinct, of_image = _distinct(top, np.where(top == first, second, first), votes.trials)
     return Outcomes(candidate, *distinct, of_image, votes.num_classes)
+
+
+def _largest_two(counts: Ints) -> tuple[Ints, Ints]:
+    """The largest and the second largest count of each row, equal where two classes share the largest."""
+    # Class by class, over as many rows as stay in cache: a row is too short to start a vectorised function for.
+    size = max(1024, 2**17 // counts.shape[1])
+    first, second = np.empty(len(counts), dtype=np.int64), np.full(len(counts), -1)
+    for start in range(0, len(counts), size):
+        columns = np.ascontiguousarray(counts[start : start + size].T)
+        most, next_most = first[start : start + size], second[start : start + size]
+        most[:] = columns[0]
+        for column in columns[1:]:
+            np.maximum(next_most, np.minimum(most, column), out=next_most)
+            np.maximum(most, column, out=most)
+    return first, second
 
 
 def _distinct(top: Ints, runner_up: Ints, trials: Ints) -> tuple[tuple[Ints, Ints, Ints], NDArray[np.intp]]:
@@ -185,8 +198,16 @@ def _distinct(top: Ints, runner_up: Ints, trials: Ints) -> tuple[tuple[Ints, Int
     if most >= 2**20:  # the code below would overflow
         triples, inverse = np.unique(np.stack([top, runner_up, trials], axis=1), axis=0, return_inverse=True)
         return (triples[:, 0], triples[:, 1], triples[:, 2]), inverse.reshape(-1)
-    codes, inverse = np.unique((trials * most + top) * most + runner_up, return_inverse=True)
-    return (codes // most % most, codes % most, codes // most**2), inverse
+    codes = (trials * most + top) * most + runner_up
+    if most**3 <= 4 * len(codes):  # a table of all codes is then faster than sorting
+        place = np.zeros(most**3, dtype=np.intp)
+        place[codes] = 1
+        distinct = np.flatnonzero(place)
+        place[distinct] = np.arange(len(distinct))
+        inverse = place[codes]
+    else:
+        distinct, inverse = np.unique(codes, return_inverse=True)
+    return (distinct // most % most, distinct % most, distinct // most**2), inverse
 
 
 def bound_probabilities(

@@ -33,10 +33,12 @@ def gaussian(p1_lower: Floats, p2_upper: Floats) -> Floats:
     def radius(epsilon: Floats) -> Floats:
         # exp(2 epsilon) = 1 + expm1(2 epsilon), so that p1 - p2 does not drown where they nearly agree.
         delta = ((p1_lower - p2_upper) - p2_upper * np.expm1(2 * epsilon)) / (1 + np.exp(epsilon))
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             return np.where(delta > 0, epsilon / np.sqrt(2 * np.log(1.25 / delta)), 0.0)
 
-    return maximum(radius, np.minimum(1.0, _largest_epsilon(p1_lower, p2_upper))) * (1 - _SLACK)
+    high = np.minimum(1.0, _largest_epsilon(p1_lower, p2_upper))
+    # The end itself too: often epsilon = 1 is the best that is allowed, and the objective still rises there.
+    return np.maximum(maximum(radius, high), radius(high)) * (1 - _SLACK)
 
 
 def laplace(p1_lower: Floats, p2_upper: Floats) -> Floats:

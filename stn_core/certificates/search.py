@@ -9,14 +9,14 @@ import numpy as np
 from stn_core.certificates.certificate import Floats
 
 _GOLDEN = (np.sqrt(5) - 1) / 2
-#: Shrinks [0, 1] to 5e-8. An objective is flat at its maximum, so its value is then good to far better than 1e-9.
+#: Shrinks [0, 1] to 5e-8. An objective is flat at a maximum inside, so its value there is good to far better than 1e-9.
 _STEPS = 35
 #: Vectors longer than this are worked through piecewise, to stay in cache.
 _BLOCK = 8192
 
 
 def maximum(objective: Callable[[Floats], Floats], high: Floats) -> Floats:
-    """The largest value of a quasi-concave function of x in [0, high], elementwise, by golden section.
+    """The largest value of a quasi-concave function of x in (0, high), elementwise, by golden section.
 
     Args:
         objective: from x, float64 (images,), to values, (images,); evaluated inside the interval only.

@@ -392,7 +392,7 @@ def exact_pixeldp(p1: float, p2: float) -> mpf:
 
 
 #: How far PixelDP's search may end below the supremum, relative: 2e-8 where epsilon ends at 1, which it never tries.
-PIXELDP_GIVEN_AWAY = mpf("2e-8")
+PIXELDP_GIVEN_AWAY = mpf("1e-9")
 
 
 @pytest.mark.parametrize(("p1", "p2"), [*PAIRS, (0.9, 0.0), (1.0, 0.0), (1e-8, 0.0)])

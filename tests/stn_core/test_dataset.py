@@ -58,8 +58,7 @@ def test_bound_is_the_first_number_that_the_binomial_tail_does_not_exclude(
     images: int, alpha: float, beta: float
 ) -> None:
     expected = [
-        least_not_excluded(c, lambda t, c=c: at_least(c - t, images - t, alpha), beta)  # type: ignore[misc]
-        for c in range(images + 1)
+        least_not_excluded(c, lambda t, c=c: at_least(c - t, images - t, alpha), beta) for c in range(images + 1)
     ]
     np.testing.assert_array_equal(bounds(images, alpha, beta), expected)
 
@@ -69,8 +68,7 @@ def test_bound_for_shared_noise_is_the_first_number_that_markov_does_not_exclude
     images: int, alpha: float, beta: float
 ) -> None:
     expected = [
-        least_not_excluded(c, lambda t, c=c: Fraction(alpha) * (images - t) / (c - t), beta)  # type: ignore[misc]
-        for c in range(images + 1)
+        least_not_excluded(c, lambda t, c=c: Fraction(alpha) * (images - t) / (c - t), beta) for c in range(images + 1)
     ]
     np.testing.assert_array_equal(bounds(images, alpha, beta, independent=False), expected)
 
