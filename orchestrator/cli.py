@@ -399,6 +399,13 @@ def report(runs: tuple[str, ...], out: Path | None, as_json: bool) -> int:
     return 0 if all(run.reduced.summary.complete for run in loaded) else EXIT_INCOMPLETE
 
 
+def _of_how_many(run: Any) -> list[str]:
+    images, whole = run.plan.images, run.plan.dataset_size
+    if images == whole:
+        return []
+    return [f"{images} of the data set's {whole} images: the curves' population columns speak of all of them"]
+
+
 def _print_curves(run: Any) -> None:
     """Certified accuracy by radius, to standard output."""
     from orchestrator.report import guarantee, percent, radius_table
@@ -422,6 +429,7 @@ def _print_curves(run: Any) -> None:
         f"{summary.images} images, {summary.failed} failed, {summary.missing} missing; protocol "
         f"{' and '.join(view.protocols)}, alpha = {view.alpha:g}, {view.interval.replace('_', '-')} intervals",
         f"in brackets: {guarantee(view)}",
+        *_of_how_many(run),
         f"{summary.invalid_votes} draws gave no vote (NaN), {summary.ties} a tie",
         f"accuracy of the majority of votes, at no perturbation: {percent(summary.majority_correct / summary.images)}",
     ):

@@ -214,7 +214,7 @@ def reduce_run(store: Store, plan: Plan, view: View, observe: Callable[[int], No
     tally = _Tally(view, plan)
     with tempfile.TemporaryDirectory(prefix="stn-reduce-") as scratch:
         # On disk, since the table of a large run does not fit in memory.
-        table = Path(scratch) / "certificates.parquet"
+        table = Path(scratch) / layout.CERTIFICATES
         with pq.ParquetWriter(table, CERTIFICATES_SCHEMA, compression="zstd") as writer:
             for votes in read_votes(store, plan, present, observe):
                 for rows in tally.add(votes):

@@ -11,9 +11,23 @@ from pydantic import BaseModel
 from orchestrator.cli import main
 from orchestrator.spec import Spec
 from stn_core import CERTIFICATES, PROTOCOLS
-from workers.settings import Digits, ImageFolder, Mnist, Model, Normalization, ParquetImages, Training
+from workers.settings import (
+    Digits,
+    GaussianNoise,
+    ImageFolder,
+    LaplaceNoise,
+    Mnist,
+    Model,
+    Normalization,
+    ParquetImages,
+    SplittingNoise,
+    Training,
+    UniformNoise,
+)
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+STATISTICS = (ROOT / "docs" / "statistics.md").read_text()
 
 
 def test_every_command_is_described() -> None:
@@ -21,7 +35,11 @@ def test_every_command_is_described() -> None:
 
 
 def test_every_section_and_key_of_a_spec_is_named() -> None:
-    sections: list[type[BaseModel]] = [Digits, Mnist, ImageFolder, ParquetImages, Model, Normalization, Training]
+    sections: list[type[BaseModel]] = [
+        *(Digits, Mnist, ImageFolder, ParquetImages),
+        *(GaussianNoise, LaplaceNoise, UniformNoise, SplittingNoise),
+        *(Model, Normalization, Training),
+    ]
     for name, field in Spec.model_fields.items():
         assert f"| `{name}` |" in README, name
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
@@ -31,11 +49,13 @@ def test_every_section_and_key_of_a_spec_is_named() -> None:
             assert re.search(rf"`{key}[`:]", README), f"{section.__name__}.{key}"
 
 
-def test_every_certificate_and_protocol_is_named() -> None:
-    assert [name for name in [*CERTIFICATES, *PROTOCOLS] if f"`{name}`" not in README] == []
+def test_every_certificate_and_protocol_is_documented() -> None:
+    assert [name for name in PROTOCOLS if f"`{name}`" not in README] == []
+    assert [name for name in [*CERTIFICATES, *PROTOCOLS] if f"`{name}`" not in STATISTICS] == []
 
 
-def test_its_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    (block,) = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "stn_core" in block]
-    exec(compile(block, "README.md", "exec"), {})
-    assert capsys.readouterr().out.count("[") == 3
+@pytest.mark.parametrize(("page", "brackets"), [(README, 3), (STATISTICS, 6)], ids=["README", "statistics"])
+def test_its_python_runs(page: str, brackets: int, capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "stn_core" in block]
+    exec(compile(block, "page", "exec"), {})
+    assert capsys.readouterr().out.count("[") == brackets

@@ -9,9 +9,10 @@ the safe side. With beta = alpha - 1 and t = log(p1 / p2),
 
 so that p1 + p2 - 2M = 2 sqrt(p1 p2) [2 sinh^2(t / 4) - expm1(-log cosh(beta t / 2) / beta)] is a sum of two positive
 terms: nothing cancels where p1 and p2 are close. The objective is quasi-concave in beta, and its maximum lies in
-[0, 1] (beta = 0 is the geometric mean, the limit alpha -> 1). Under Laplace noise the paper takes alpha to infinity, and
-what remains is L = -lambda log(1 - p1 + p2). A finite alpha is often better, but never better than the tight radius of
-``neyman_pearson``, so it is not searched for.
+[0, 1] (beta = 0 is the geometric mean, the limit alpha -> 1).
+
+Under Laplace noise the paper takes alpha to infinity, and what remains is L = -lambda log(1 - p1 + p2). A finite alpha
+is often better, but never better than the tight radius of ``neyman_pearson``, so it is not searched for.
 """
 
 from __future__ import annotations
