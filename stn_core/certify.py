@@ -92,9 +92,10 @@ def certify(
 def check_noise(certificate: Certificate, noise: str) -> None:
     """Raise ValueError unless ``certificate`` holds for that kind of noise."""
     if certificate.noise != noise:
+        fitting = ", ".join(certificates_for(noise)) or "none"
         raise ValueError(
             f"certificate {certificate.name!r} holds for {certificate.noise} noise, the votes' is {noise}; "
-            f"for that: {', '.join(certificates_for(noise))}"
+            f"for that: {fitting}"
         )
 
 
@@ -175,7 +176,10 @@ def as_votes(
 
 
 def _as_variates(values: ArrayLike, images: int) -> NDArray[np.float64]:
-    variates = np.asarray(values, dtype=np.float64)
+    try:
+        variates = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"uniform must be numbers, got {values!r:.50}") from None
     if variates.shape != (images,):
         raise ValueError(f"uniform must have one entry per image, ({images},), got shape {variates.shape}")
     if not np.all((variates > 0) & (variates <= 1)):

@@ -17,7 +17,7 @@ _SLACK = 1e-13
 _POLISH_STEPS = 2
 
 #: At most; each is Newton's or, where that would leave the bracket, halves it.
-_RANDOMISED_STEPS = 60
+_RANDOMISED_STEPS = 200
 
 
 def lower_bound(successes: ArrayLike, trials: ArrayLike, error: ArrayLike, uniform: ArrayLike | None = None) -> Floats:
@@ -25,9 +25,10 @@ def lower_bound(successes: ArrayLike, trials: ArrayLike, error: ArrayLike, unifo
 
     The bound L(k) solves P_p(X >= k) = error for X binomial; that probability jumps with k, so the bound errs less
     often than it may. The randomised bound (Stevens 1950) solves P_p(X > k) + u P_p(X = k) = error with u uniform on
-    (0, 1] and independent of X: it errs with probability ``error`` exactly, and u = 1 gives L(k). Numbers u below error
-    / (1 - error) count as that: the bound then stays below (1 - error)^(1 / trials), where hardly a vote could fail,
-    instead of reaching 1 by luck of u alone.
+    (0, 1] and independent of X, and u = 1 gives L(k). It errs with probability ``error``, no more and hardly less.
+
+    Numbers u below error / (1 - error) count as that, which only lowers the bound: for n successes of n it then stays
+    at or below (1 - error)^(1 / n), where hardly a vote could fail, instead of reaching 1 by luck of u alone.
 
     Args:
         successes: number of successes, 0 to ``trials``.
@@ -45,7 +46,7 @@ def lower_bound(successes: ArrayLike, trials: ArrayLike, error: ArrayLike, unifo
     if uniform is None:
         return np.where(k == 0, 0.0, _clopper_pearson(k, n, e) * (1 - _SLACK))
     k, n, e, u = np.broadcast_arrays(k, n, e, _checked_uniform(uniform))
-    bound = _randomised(k, n, e, np.maximum(u, e / (1 - e))).reshape(k.shape)
+    bound = _randomised(k, n, e, np.clip(u, np.minimum(e / (1 - e), 1.0), 1.0)).reshape(k.shape)
     return np.where(k == 0, 0.0, bound * (1 - _SLACK))
 
 
@@ -57,7 +58,8 @@ def upper_bound(successes: ArrayLike, trials: ArrayLike, error: ArrayLike, unifo
             bound = special.betainccinv(k + 1, n - k, e)
             for _ in range(_POLISH_STEPS):
                 bound = bound + (special.betaincc(k + 1, n - k, bound) - e) / _beta_density(k + 1, n - k, bound)
-        return np.where(k == n, 1.0, np.minimum(1.0, bound * (1 + _SLACK)))
+        # The density vanishes where the bound rounds to 1, and the step with it.
+        return np.where((k == n) | np.isnan(bound), 1.0, np.minimum(1.0, bound * (1 + _SLACK)))
     # Failures are successes of the opposite; the difference costs half a unit in the last place of 1.
     return np.minimum(1.0, (1 - lower_bound(n - k, n, e, uniform)) * (1 + _SLACK) + 2.0**-53)
 
@@ -76,8 +78,9 @@ def _randomised(k: Floats, n: Floats, error: Floats, u: Floats) -> Floats:
     k, n, error, u = (np.ravel(values) for values in (k, n, error, u))
     last = k == n
     a = np.where(k == 0, 1.0, k)  # such rows are 0 whatever is found here
-    low = _clopper_pearson(a, n, error)
-    high = np.where(last, 1.0, _clopper_pearson(np.where(last, a, a + 1), n, error))
+    # A little wider than the plain bounds, which are roots themselves where u is 1.
+    low = _clopper_pearson(a, n, error) * (1 - _SLACK)
+    high = np.where(last, 1.0, _clopper_pearson(np.where(last, a, a + 1), n, error) * (1 + _SLACK))
     root = (low + high) / 2
     open_ = np.arange(root.size)
     for _ in range(_RANDOMISED_STEPS):

@@ -50,7 +50,7 @@ class Certificate:
         # One step down after each operation, so that its own rounding cannot lift the radius.
         radius = np.nextafter(scale * self.unit_radius(p1_lower, p2_upper), -np.inf)
         if self.dimension_power:
-            if dimension is None or dimension < 1:
+            if not isinstance(dimension, int) or dimension < 1:
                 raise ValueError(
                     f"certificate {self.name!r} needs dimension, the number of values in an image, got {dimension!r}"
                 )

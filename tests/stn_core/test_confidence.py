@@ -120,7 +120,7 @@ def splitting(draws: int) -> Splitting:
 
 @st.composite
 def enumerated(draw: st.DrawFn) -> tuple[list[list[int]], int]:
-    """Votes of some images under one splitting noise, and its number of draws; lost votes, ties and unanimity included."""
+    """Votes of some images under one splitting noise, lost votes and ties included, and its number of draws."""
     draws = draw(st.integers(2, 3000))
     rows = []
     for _ in range(draw(st.integers(1, 4))):
@@ -175,6 +175,7 @@ def test_exact_certificates_spend_no_alpha() -> None:
         ({"noise": splitting(101)}, "has 101 draws: count exactly those"),
         ({"noise": splitting(99)}, "has 99 draws: count exactly those"),
         ({"draws": 101}, "has 100 draws: count exactly those"),
+        ({"uniform": [2.0]}, r"uniform must lie in \(0, 1\]"),
         ({"estimation": [[90, 9]]}, "has 100 draws: count exactly those"),
         ({"estimation": [[90, 10], [90, 10]], "draws": [100, 200]}, "has 100 draws: count exactly those"),
     ],

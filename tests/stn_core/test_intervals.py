@@ -200,7 +200,7 @@ def check_randomised_upper(successes: int, trials: int, error: float, u: float) 
 
 
 @pytest.mark.parametrize("u", VARIATES)
-@pytest.mark.parametrize(("trials", "error"), [(trials, error) for trials, error in GRID if trials <= 10**5])
+@pytest.mark.parametrize(("trials", "error"), [*((n, error) for n, error in GRID if n <= 1000), (10**5, 1e-3)])
 def test_randomised_bounds_are_stevens_rounded_outwards(trials: int, error: float, u: float) -> None:
     for successes in counts_of(trials):
         if successes > 0:
@@ -213,7 +213,7 @@ def test_randomised_bounds_are_stevens_rounded_outwards(trials: int, error: floa
 @pytest.mark.parametrize(("successes", "trials"), [(1, 2), (1, 1000), (2, 1000), (1, 10**5), (1000, 1000)])
 def test_randomised_bounds_hold_however_small_the_error(successes: int, trials: int, u: float) -> None:
     """The plain bounds between which the root lies are then many orders of magnitude apart."""
-    for error in np.geomspace(1e-9, 1e-29, 61):
+    for error in np.geomspace(1e-9, 1e-20, 56):
         check_randomised_lower(successes, trials, float(error), u)
 
 
@@ -318,7 +318,7 @@ def spent(trials: int, error: float, truths: Floats) -> Floats:
 
 @pytest.mark.parametrize("side", ["lower", "upper"])
 @pytest.mark.parametrize("error", [0.3, 0.05, 1e-3])
-@pytest.mark.parametrize("trials", [1, 2, 7, 40, 300])
+@pytest.mark.parametrize("trials", [1, 2, 7, 40, 150])
 def test_randomised_bounds_err_with_the_probability_they_are_given(trials: int, error: float, side: str) -> None:
     """Exact over successes and variates: an ``error`` of another size inside would show at every true probability."""
     edges = lower_bound(np.arange(1, trials + 1), trials, error)
@@ -335,7 +335,7 @@ def test_randomised_bounds_err_with_the_probability_they_are_given(trials: int, 
         assert np.mean(expected[:200] == error) > 0.8  # so most true probabilities use up all of it
 
 
-@pytest.mark.parametrize(("trials", "error"), [(40, 0.05), (300, 1e-3)])
+@pytest.mark.parametrize(("trials", "error"), [(40, 0.05), (150, 1e-3)])
 def test_the_plain_bound_errs_less_often(trials: int, error: float) -> None:
     """What randomising gains, and that ``error_probability``'s equality is not met by just any bound."""
     truths = (np.arange(200) + 0.5) / 200
