@@ -17,7 +17,7 @@ from orchestrator.resolve import resolve
 from orchestrator.runs import counted_shards, read_plan
 from orchestrator.spec import Resources, Spec
 from workers import layout
-from workers.store import Store, open_store
+from workers.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -59,10 +59,11 @@ def certify_run(spec: Spec) -> Certification:
         RunError: another run is kept there, or it is damaged.
         WorkersError: workers do not start, or fail at everything. What was counted is kept.
     """
-    store = open_store(spec.store.run)
+    store = spec.store.open()
     plan = resolve(spec).plan
     view = View.of(spec)
     check_against(plan, view)
+    store.check_exclusive()
     stored = _settle(store, plan)
 
     done = set(counted_shards(store, plan))

@@ -86,7 +86,11 @@ _spec_argument = click.argument("spec", type=click.Path(path_type=Path))
 _set_option = click.option(
     "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a value of the spec; repeatable."
 )
-_run_option = click.option("--run", metavar="URI", help="Where the run is kept, instead of the spec's store.run.")
+_run_option = click.option(
+    "--run",
+    metavar="URI",
+    help="Where the run is kept, a folder or s3://bucket/prefix, instead of the spec's store.run.",
+)
 _limit_option = click.option(
     "--limit",
     type=click.IntRange(min=1),
@@ -204,10 +208,17 @@ def plan(spec: Path, run: str | None, overrides: tuple[str, ...], limit: int | N
 @_run_option
 @_set_option
 @_limit_option
+@click.option(
+    "--single-writer",
+    is_flag=True,
+    help="Promise that nobody else writes to this run: for object stores without conditional writes.",
+)
 @_address_option
 @_json_option
 @_command
-def certify(spec: Path, run: str | None, overrides: tuple[str, ...], limit: int | None, as_json: bool) -> int:
+def certify(
+    spec: Path, run: str | None, overrides: tuple[str, ...], limit: int | None, single_writer: bool, as_json: bool
+) -> int:
     """Plan, count and reduce. Run it again to resume; when complete it does nothing and says so.
 
     Example: stn certify examples/demo.yaml --set noise.sigma=0.5 --run runs/sigma-0.5
@@ -215,7 +226,10 @@ def certify(spec: Path, run: str | None, overrides: tuple[str, ...], limit: int 
     from orchestrator.certify import certify_run
     from orchestrator.reported import load_run
 
-    result = certify_run(_load(spec, overrides, run, limit))
+    if single_writer:
+        overrides = (*overrides, "store.single_writer=true")
+    loaded = _load(spec, overrides, run, limit)
+    result = certify_run(loaded)
     summary = result.reduced.summary
     if as_json:
         click.echo(
@@ -233,7 +247,7 @@ def certify(spec: Path, run: str | None, overrides: tuple[str, ...], limit: int 
     elif result.nothing_to_do:
         click.echo(f"{'already complete, ' if result.complete else ''}nothing to do: {result.run}")
     else:
-        _print_curves(load_run(open_store(result.run)))
+        _print_curves(load_run(loaded.store.model_copy(update={"run": result.run}).open()))
         click.echo(f"run: {result.run}")
     if result.complete:
         return 0
@@ -380,9 +394,9 @@ def report(runs: tuple[str, ...], out: Path | None, as_json: bool) -> int:
     from orchestrator.reported import load_run
     from workers import layout
 
-    stores = [open_store(run) for run in runs]
+    stores = [open_store(run) for run in dict.fromkeys(runs)]
     loaded = [load_run(store) for store in stores]
-    target = LocalStore(out) if out is not None else open_store(runs[0]) if len(runs) == 1 else LocalStore(Path())
+    target = LocalStore(out) if out is not None else stores[0] if len(runs) == 1 else LocalStore(Path())
     figure = figure_png([(run, load_steps(store, run)) for store, run in zip(stores, loaded, strict=True)])
     target.replace(layout.FIGURE, figure)
     target.replace(layout.REPORT, report_html(loaded, figure).encode())
@@ -403,12 +417,12 @@ def _of_how_many(run: Any) -> list[str]:
     images, whole = run.plan.images, run.plan.dataset_size
     if images == whole:
         return []
-    return [f"{images} of the data set's {whole} images: the curves' population columns speak of all of them"]
+    return [f"{images} of the data set's {whole} images: if drawn at random, population columns speak of all of them"]
 
 
 def _print_curves(run: Any) -> None:
     """Certified accuracy by radius, to standard output."""
-    from orchestrator.report import guarantee, percent, radius_table
+    from orchestrator.report import guarantee, percent, radius_table, ties
 
     summary, view = run.reduced.summary, run.reduced.view
     content = radius_table(run)
@@ -430,7 +444,7 @@ def _print_curves(run: Any) -> None:
         f"{' and '.join(view.protocols)}, alpha = {view.alpha:g}, {view.interval.replace('_', '-')} intervals",
         f"in brackets: {guarantee(view)}",
         *_of_how_many(run),
-        f"{summary.invalid_votes} draws gave no vote (NaN), {summary.ties} a tie",
+        f"draws without a vote (NaN): {summary.invalid_votes}, with a tie: {ties(summary)}",
         f"accuracy of the majority of votes, at no perturbation: {percent(summary.majority_correct / summary.images)}",
     ):
         console.print(sentence, highlight=False)

@@ -63,8 +63,12 @@ def envelopes(runs: Sequence[ReportedRun]) -> list[Envelope]:
     return [
         _envelope(line, group, lines)
         for (line, *_), group in groups.items()
-        if isinstance(line, Line) and len(group) > 1
+        if isinstance(line, Line) and len(group) > 1 and _common_radii(group)
     ]
+
+
+def _common_radii(runs: Sequence[ReportedRun]) -> list[float]:
+    return sorted(set.intersection(*(set(run.reduced.view.radii) for run in runs)))
 
 
 def _images(run: ReportedRun) -> tuple[object, ...]:
@@ -74,12 +78,12 @@ def _images(run: ReportedRun) -> tuple[object, ...]:
 
 def _envelope(line: Line, runs: Sequence[ReportedRun], lines: int) -> Envelope:
     curves = [dict(zip(_column(run, line, "radius"), _column(run, line, "certified"), strict=True)) for run in runs]
-    radii = sorted(set.intersection(*(set(curve) for curve in curves)))
+    radii = _common_radii(runs)
     certified = np.array([[curve[radius] for radius in radii] for curve in curves], dtype=np.int64)
     images, beta = runs[0].plan.images, min(run.reduced.view.beta for run in runs)
     best = certified.argmax(axis=0)
     guaranteed: list[float] | None = None
-    if line.guaranteed and radii:
+    if line.guaranteed:
         # Every line, run and radius may be the one that is picked.
         truly = truly_certified(
             certified,

@@ -133,7 +133,7 @@ class Plan:
         """What a worker needs to count any shard of the run at ``run``, whose plan.json has that digest."""
         spec, resources = self.spec, self.spec.resources
         return CountJob(
-            run=run,
+            store=spec.store.model_copy(update={"run": run}),
             dataset=spec.dataset,
             model=spec.model,
             noise=spec.noise,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import tempfile
@@ -24,6 +25,7 @@ from stn_core.certify import Certified, as_votes, certify_outcomes
 from stn_core.confidence import PROTOCOLS, Interval, outcomes_of
 from stn_core.curves import certified_correct
 from stn_core.dataset import population_interval, truly_certified
+from stn_core.naming import one_line
 from stn_core.noise import interval_variates
 from workers import layout
 from workers.store import ObjectMissing, Store
@@ -160,7 +162,8 @@ class Summary:
         missing: not counted yet.
         majority_correct: counted images whose most voted class is the label: natural accuracy under noise.
         invalid_votes: estimation draws whose logits held a NaN.
-        ties: estimation draws whose largest logit several classes shared.
+        ties: estimation draws whose largest logit several classes shared; None where some votes are from before they
+            were counted.
     """
 
     images: int
@@ -169,7 +172,7 @@ class Summary:
     missing: int
     majority_correct: int
     invalid_votes: int
-    ties: int
+    ties: int | None
 
     @property
     def complete(self) -> bool:
@@ -212,9 +215,9 @@ def reduce_run(store: Store, plan: Plan, view: View, observe: Callable[[int], No
     present = counted_shards(store, plan)
     folder = "" if len(present) == plan.shards else layout.PARTIAL
     tally = _Tally(view, plan)
-    with tempfile.TemporaryDirectory(prefix="stn-reduce-") as scratch:
+    with _scratch_folder() as scratch:
         # On disk, since the table of a large run does not fit in memory.
-        table = Path(scratch) / layout.CERTIFICATES
+        table = scratch / layout.CERTIFICATES
         with pq.ParquetWriter(table, CERTIFICATES_SCHEMA, compression="zstd") as writer:
             for votes in read_votes(store, plan, present, observe):
                 for rows in tally.add(votes):
@@ -234,6 +237,17 @@ def reduce_run(store: Store, plan: Plan, view: View, observe: Callable[[int], No
     return Reduced(view, summary, curves)
 
 
+@contextlib.contextmanager
+def _scratch_folder() -> Iterator[Path]:
+    try:
+        with tempfile.TemporaryDirectory(prefix="stn-reduce-") as folder:
+            yield Path(folder)
+    except OSError as error:  # the store has errors of its own
+        raise RunError(
+            f"cannot write below {tempfile.gettempdir()}, which TMPDIR chooses: {error.strerror or one_line(error)}"
+        ) from error
+
+
 class _Tally:
     """Sums over all rows, part by part."""
 
@@ -241,15 +255,17 @@ class _Tally:
         self._view, self._plan = view, plan
         self._certified = {line: np.zeros(len(view.radii), dtype=np.int64) for line in view.lines}
         self._abstained = dict.fromkeys(view.lines, 0)
-        self._counted = self._failed = self._majority_correct = self._invalid = self._ties = 0
+        self._counted = self._failed = self._majority_correct = self._invalid = 0
+        self._ties: int | None = 0
 
     def add(self, rows: CountRows) -> Iterator[pa.Table]:
         """Take rows in; their certificates, one table per line."""
         usable, labels = rows.usable, rows.labels
         self._counted += int(usable.sum())
         self._failed += int((~usable).sum())
-        self._invalid += rows.total("invalid")
-        self._ties += rows.total("ties")
+        self._invalid += rows.total("invalid") or 0
+        ties = rows.total("ties")
+        self._ties = None if ties is None or self._ties is None else self._ties + ties
         voted = rows.draws > rows.table["invalid"].to_numpy()
         self._majority_correct += int((voted & (rows.estimation.argmax(axis=1) == labels)).sum())
         uniform = None
@@ -283,23 +299,25 @@ class _Tally:
 
 
 def published(store: Store, *, partial: bool = False) -> Reduced | None:
-    """What the last reduce published, or None. Raises RunError if it is damaged or of a newer version."""
-    folder = layout.PARTIAL if partial else ""
+    """What the last reduce published, if it was of this version. Raises RunError if it is damaged or of a newer one."""
+    key = (layout.PARTIAL if partial else "") + layout.CURVES
     try:
-        content = store.read(folder + layout.CURVES)
+        content = store.read(key)
     except ObjectMissing:
         return None
     try:
         curves = pq.read_table(io.BytesIO(content))
         metadata = json.loads(curves.schema.metadata[_METADATA_KEY])
         version = metadata["schema_version"]
+        if not isinstance(version, int):
+            raise ValueError(f"its schema_version is {version!r}")
+        if version < SCHEMA_VERSION:
+            return None
         if version == SCHEMA_VERSION:
             return Reduced(View.from_json(metadata["view"]), Summary(**metadata["summary"]), curves)
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-        raise RunError(f"{store.uri}/{folder}{layout.CURVES} is damaged: run `stn reduce` again") from error
-    if version < SCHEMA_VERSION:
-        raise RunError(f"{store.uri}/{folder}{layout.CURVES} is of an older version: run `stn reduce` again")
-    raise RunError(f"{store.uri}/{folder}{layout.CURVES} was written by a newer version: update this installation")
+        raise RunError(f"{store.uri}/{key} is damaged: run `stn reduce` again") from error
+    raise RunError(f"{store.uri}/{key} was written by a newer version: update this installation")
 
 
 def read_certificates(
@@ -415,15 +433,16 @@ def _curve(
     alpha = line.alpha(view.alpha)
     # Whatever line and radius is picked from the table, its guarantee has been paid for.
     share = view.beta / (points * sum(other.guaranteed for other in view.lines) or 1)
-    if line.guaranteed and summary.counted:
-        guaranteed = _falling(truly_certified(certified, summary.counted, alpha=alpha, beta=share)) / images
-    if images < plan.dataset_size:
+    if line.guaranteed:
+        # Of all images, not only of those counted: so it holds at every look at a run that is still going on.
+        guaranteed = truly_certified(certified, images, alpha=alpha, beta=share) / images
+    if images < plan.dataset_size and not summary.missing:
         whole = plan.dataset_size
         lower, upper = (count / whole for count in population_interval(certified, images, whole, beta=view.beta))
         if line.guaranteed:
             # One half for the sample, the other for the noise of all images, counted or not.
             least, _ = population_interval(certified, images, whole, beta=share)
-            population_guaranteed = _falling(truly_certified(least, whole, alpha=alpha, beta=share / 2)) / whole
+            population_guaranteed = truly_certified(least, whole, alpha=alpha, beta=share / 2) / whole
     columns: dict[str, Any] = {
         "certificate": pa.repeat(line.certificate, points),
         "protocol": pa.repeat(line.protocol, points),
@@ -444,11 +463,6 @@ def _curve(
         "missing": pa.repeat(summary.missing, points),
     }
     return pa.table(columns, schema=CURVES_SCHEMA)
-
-
-def _falling(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """What is truly certified at a radius is so at every smaller one."""
-    return np.maximum.accumulate(counts[::-1])[::-1]
 
 
 def _parquet(table: pa.Table) -> bytes:

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from orchestrator.envelope import Envelope, envelopes
-from orchestrator.reduce import Line, View, published, read_certificates
+from orchestrator.reduce import Line, Summary, View, published, read_certificates
 from orchestrator.reported import ReportedRun
 from stn_core.certificates import CERTIFICATES
 from stn_core.confidence import PROTOCOLS
@@ -159,7 +159,7 @@ _ACCURACIES = ("certified_accuracy", "guaranteed_accuracy")
 def population_table(run: ReportedRun) -> dict[str, Any] | None:
     """Certified accuracy on the whole data set, where the run covers part of it; as ``radius_table``."""
     lines = run.lines
-    if run.plan.images >= run.plan.dataset_size:
+    if run.plan.images >= run.plan.dataset_size or run.reduced.summary.missing:
         return None
     names = ("population_lower", "population_upper", "population_guaranteed")
     cells = [
@@ -171,7 +171,13 @@ def population_table(run: ReportedRun) -> dict[str, Any] | None:
     ]
     rows = [[_radius(radius), *(column[i] for column in cells)] for i, radius in enumerate(run.reduced.view.radii)]
     columns = [line_name(run, line) for line in lines]
-    return {"columns": columns, "rows": rows, "images": run.plan.images, "whole": run.plan.dataset_size}
+    return {
+        "columns": columns,
+        "rows": rows,
+        "images": run.plan.images,
+        "whole": run.plan.dataset_size,
+        "beta": run.reduced.view.beta,
+    }
 
 
 def best_table(best: Envelope) -> dict[str, Any]:
@@ -208,7 +214,7 @@ def facts(run: ReportedRun) -> list[tuple[str, str]]:
     return [
         ("images", f"{summary.images}: {summary.counted} counted, {summary.failed} failed, {summary.missing} missing"),
         ("accuracy of the majority of votes", percent(summary.majority_correct / summary.images)),
-        ("draws without a vote (NaN), with a tie", f"{summary.invalid_votes}, {summary.ties}"),
+        ("draws without a vote (NaN), with a tie", f"{summary.invalid_votes}, {ties(summary)}"),
         ("data set", f"{spec.dataset.kind}, every {spec.dataset.every}, sha-256 {plan.dataset_sha256[:16]}…"),
         ("model", f"{spec.model.name}, weights sha-256 {plan.model_sha256[:16]}…"),
         ("noise", f"{spec.noise.kind}, {noise}, seed {spec.sampling.seed}"),
@@ -218,7 +224,7 @@ def facts(run: ReportedRun) -> list[tuple[str, str]]:
             f"alpha = {view.alpha:g} per image; {'; '.join(f'{p}: {PROTOCOLS[p].claim}' for p in view.protocols)}",
         ),
         ("intervals", view.interval.replace("_", "-")),
-        ("guaranteed", f"{guarantee(view)}; in brackets"),
+        ("in brackets", guarantee(view)),
         ("certificates", "; ".join(f"{name}: {CERTIFICATES[name].source}" for name in view.certificates)),
         ("versions", ", ".join(f"{name} {version}" for name, version in sorted(plan.versions.items()))),
     ]
@@ -226,7 +232,17 @@ def facts(run: ReportedRun) -> list[tuple[str, str]]:
 
 def guarantee(view: View) -> str:
     """What the figures in brackets are."""
+    guaranteed = [line for line in view.lines if line.guaranteed]
+    if not guaranteed:
+        return "nothing: no protocol here guarantees anything"
+    if not any(line.alpha(view.alpha) for line in guaranteed):
+        return "the same, for certain: all noise was enumerated"
     return (
-        f"with probability {1 - view.beta:g} over all noise, at least these fractions are truly certified, "
-        "all figures of the table together"
+        f"of the run's images at least so many are truly certified, with probability 1 - {view.beta:g} over all noise: "
+        "all figures of this table together, if its settings were chosen before looking"
     )
+
+
+def ties(summary: Summary) -> str:
+    """Draws with a tie, for people."""
+    return "unknown (counted by an older version)" if summary.ties is None else str(summary.ties)

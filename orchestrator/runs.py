@@ -75,9 +75,10 @@ class CountRows:
         """Whether the image could be counted, (images,)."""
         return self.draws > 0
 
-    def total(self, column: str) -> int:
-        """Sum of a column of numbers; nulls, of tables that did not have it, count as nothing."""
-        return pc.sum(self.table[column]).as_py() or 0
+    def total(self, column: str) -> int | None:
+        """Sum of a column of numbers; None where some are unknown."""
+        numbers = self.table[column]
+        return None if numbers.null_count else pc.sum(numbers).as_py() or 0
 
 
 def read_shard(store: Store, plan: Plan, shard: int) -> CountRows:

@@ -18,7 +18,7 @@ from stn_core.certificates import CERTIFICATES, certificates_for
 from stn_core.certify import check_noise
 from stn_core.confidence import PROTOCOLS, Interval, check_protocol
 from stn_core.naming import did_you_mean, one_line, pick
-from workers.settings import Dataset, Model, Noise, Sampling, Section, SplittingNoise, Training
+from workers.settings import Dataset, Model, Noise, Sampling, Section, SplittingNoise, StoreSettings, Training
 
 
 class Confidence(Section):
@@ -32,12 +32,6 @@ class Confidence(Section):
     beta: Annotated[FiniteFloat, Field(gt=0, lt=1)] = Field(
         0.01, description="probability with which a statement about the whole data set may be false"
     )
-
-
-class StoreSettings(Section):
-    """Where the run is kept."""
-
-    run: str = Field(min_length=1, description="a folder that driver and workers share")
 
 
 class Resources(Section):

@@ -67,7 +67,7 @@ def count_votes(
         draws: noisy copies of each image.
         num_classes: number of classes, at least 2.
         seed: the job's seed.
-        keys: one integer per image, the identity its noise is derived from.
+        keys: one integer per image, the identity its noise is derived from; images with the same key share noise.
         first_draw: number of the first draw; ``draws`` consecutive ones are counted.
         phase: "selection" and "estimation" draws are independent of each other.
         batch_size: rows per forward pass; None chooses by image size and device.

@@ -8,6 +8,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from tests.object_store import ObjectStore, seaweedfs
+
 # How long an example takes says something about the machine, not about us.
 settings.register_profile("stn", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("stn")
@@ -20,3 +22,10 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    """A real S3 server, started with the first test that needs one."""
+    with seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as server:
+        yield server

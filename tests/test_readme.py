@@ -21,6 +21,7 @@ from workers.settings import (
     Normalization,
     ParquetImages,
     SplittingNoise,
+    StoreSettings,
     Training,
     UniformNoise,
 )
@@ -38,7 +39,7 @@ def test_every_section_and_key_of_a_spec_is_named() -> None:
     sections: list[type[BaseModel]] = [
         *(Digits, Mnist, ImageFolder, ParquetImages),
         *(GaussianNoise, LaplaceNoise, UniformNoise, SplittingNoise),
-        *(Model, Normalization, Training),
+        *(Model, Normalization, StoreSettings, Training),
     ]
     for name, field in Spec.model_fields.items():
         assert f"| `{name}` |" in README, name

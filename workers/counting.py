@@ -16,7 +16,7 @@ from stn_core.noise import Phase
 from stn_core.votes import Precision, Tally, count_votes
 from workers import counts_table
 from workers.images import ImageSet, Pixels, UnreadableImage
-from workers.settings import Dataset, Model, Noise, Sampling
+from workers.settings import Dataset, Model, Noise, Sampling, StoreSettings
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class CountJob:
     """All a node needs to count any shard of a run.
 
     Attributes:
-        run: where the store is.
+        store: where the run is.
         dataset, model, noise, sampling: as in the spec.
         num_classes: classes the model votes among.
         image_shape: (channels, height, width) every image must have, pixels.
@@ -40,7 +40,7 @@ class CountJob:
         provenance: what to write into each file's metadata.
     """
 
-    run: str
+    store: StoreSettings
     dataset: Dataset
     model: Model
     noise: Noise

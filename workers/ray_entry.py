@@ -20,7 +20,7 @@ from stn_core.models import Normalized, weights_sha256
 from workers import counts_table, layout
 from workers.counting import CountJob, count_shard, load_model
 from workers.images import open_dataset
-from workers.store import ObjectMissing, open_store
+from workers.store import ObjectMissing
 from workers.training import Epoch, TrainJob, train
 
 
@@ -57,7 +57,7 @@ class CountingActor:
         torch.backends.cudnn.allow_tf32 = False
         self._job = job
         self._device = torch.device(job.device)
-        self._store = open_store(job.run)
+        self._store = job.store.open()
         self._images = open_dataset(job.dataset)
         model = load_model(job.model, job.num_classes)
         self._check(model)
@@ -68,7 +68,9 @@ class CountingActor:
         try:
             plan = self._store.read(layout.PLAN)
         except ObjectMissing:
-            raise WrongInputs(f"this node does not see the run at {self._job.run}: is the folder shared?") from None
+            raise WrongInputs(
+                f"this node does not see the run at {self._job.store.run}: is the folder shared?"
+            ) from None
         found = {
             "run at store.run": (hashlib.sha256(plan).hexdigest(), self._job.plan_sha256),
             "model's weights": (weights_sha256(model.network), self._job.model_sha256),

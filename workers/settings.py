@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, FiniteFloat, PositiveInt, Tag, model_validator
 
 from stn_core import noise
+from workers.store import S3Options, Store, open_store
 
 
 class Section(BaseModel):
@@ -99,6 +100,11 @@ class GaussianNoise(Section):
         description="sound: drawn exactly, on the grid of 8-bit pixels, so that no rounding breaks a certificate",
     )
 
+    @model_validator(mode="after")
+    def _in_range(self) -> GaussianNoise:
+        self.build()  # says what is wrong with sigma
+        return self
+
     def build(self) -> noise.Noise:
         return noise.DiscreteGaussian(self.sigma) if self.sampler == "sound" else noise.Gaussian(self.sigma)
 
@@ -159,6 +165,23 @@ class Sampling(Section):
     draws: PositiveInt = Field(description="estimation draws, n")
     selection_draws: int = Field(0, ge=0, description="selection draws, n0; protocol 'split' needs some")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of all noise")
+
+
+class StoreSettings(Section):
+    """Where the run is kept."""
+
+    run: str = Field(min_length=1, description="a folder that driver and workers share, or s3://bucket/prefix")
+    endpoint_url: str | None = Field(None, description="of an S3 server other than AWS's; default: AWS_ENDPOINT_URL")
+    checksums: Literal["when_supported", "when_required"] | None = Field(
+        None, description="when_required for S3 servers that stumble over checksums; default: the AWS settings'"
+    )
+    single_writer: bool = Field(
+        False, description="nobody else writes to this run: for servers without conditional PUT"
+    )
+
+    def open(self) -> Store:
+        """Raises StoreError."""
+        return open_store(self.run, S3Options(self.endpoint_url, self.checksums, self.single_writer))
 
 
 class Training(Section):

@@ -1,4 +1,4 @@
-"""Where a run is kept: a folder today. The only module that touches a run's storage.
+"""Where a run is kept: a folder, here, or object storage (``workers.s3``). Nothing else touches a run's storage.
 
 The one promise everything rests on is ``create``: an object appears whole, under a name that did not exist, or not at
 all, and survives the machine once the call returns.
@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Literal, Protocol
 
 #: Folder of objects being written, inside a run's.
 _ASIDE = ".tmp"
@@ -71,13 +71,36 @@ class Store(Protocol):
     def delete(self, key: str) -> None:
         """Remove an object, if it exists."""
 
+    def check_exclusive(self) -> None:
+        """Raise StoreError if two who create the same object at once could both be told that they did."""
 
-def open_store(uri: str) -> Store:
-    """The store at a folder's path. Raises StoreError for anything else."""
+
+@dataclass(frozen=True)
+class S3Options:
+    """How to reach object storage, where the environment's AWS settings do not say.
+
+    Attributes:
+        endpoint_url: of a server other than AWS's.
+        checksums: whether requests carry checksums that S3 itself does not require.
+        single_writer: nobody else writes to the run: conditional writes are not needed.
+    """
+
+    endpoint_url: str | None = None
+    checksums: Literal["when_supported", "when_required"] | None = None
+    single_writer: bool = False
+
+
+def open_store(uri: str, options: S3Options | None = None) -> Store:
+    """The store at a folder's path or an ``s3://bucket/prefix``. Raises StoreError for anything else."""
     uri = uri.removeprefix("file://") if uri.startswith("file:///") else uri
+    if uri.startswith("s3://"):
+        # Slow to import, and folders do not need it.
+        from workers.s3 import S3Store
+
+        return S3Store(uri, options or S3Options())
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/", uri)
     if scheme is not None:
-        raise StoreError(f"{uri}: {scheme[1]}:// is not supported yet; use a folder that every node can reach")
+        raise StoreError(f"{uri}: {scheme[1]}:// is not supported; use s3:// or a folder that every node can reach")
     if not uri or "\0" in uri:
         raise StoreError(f"{uri!r} is no folder's path: set store.run or --run")
     return LocalStore(Path(uri))
@@ -139,6 +162,9 @@ class LocalStore:
     def delete(self, key: str) -> None:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             self._path(key).unlink()
+
+    def check_exclusive(self) -> None:
+        pass  # a hard link is
 
     def _path(self, key: str) -> Path:
         return self._root / key

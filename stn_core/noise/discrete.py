@@ -59,8 +59,8 @@ class DiscreteGaussian:
 
     def __post_init__(self) -> None:
         check_scale(self.sigma, "sigma")
-        if self.sigma > 64:
-            raise ValueError(f"sigma must be at most 64 for noise on the pixel grid, got {self.sigma!r}")
+        if not 1e-6 <= self.sigma <= 64:
+            raise ValueError(f"sigma must lie in 1e-6 … 64 for noise on the pixel grid, got {self.sigma!r}")
 
     @property
     def scale(self) -> float:

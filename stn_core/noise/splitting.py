@@ -41,12 +41,14 @@ class Splitting:
     def __post_init__(self) -> None:
         check_scale(self.scale, "scale")
         offsets = 2 * LEVELS * self.scale
-        if abs(offsets - round(offsets)) > 1e-6 or round(offsets) < 2:
-            near = max(2, round(offsets)) / (2 * LEVELS)
+        if not (2 <= offsets + 1e-6 <= 10**9 and abs(offsets - round(offsets)) <= 1e-6):
+            near = round(min(max(2, offsets), 10**9)) / (2 * LEVELS)
             raise ValueError(
                 f"splitting noise needs 510 x scale to be a whole number, at least 2, got scale = {self.scale!r}; "
                 f"the nearest is {near!r}"
             )
+        # Radii are proportional to it: a third, written with too many threes or too few, is meant to be a third.
+        object.__setattr__(self, "scale", round(offsets) / (2 * LEVELS))
 
     @property
     def draws(self) -> int:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tests.networks import tiny, tiny_rgb
-from tests.orchestrator.runs import MadeRun, count, mnist_spec, parquet_spec
+from tests.orchestrator.runs import NOISES, MadeRun, count, invented, mnist_spec, parquet_spec, plan_of
 from tests.workers.samples import encoded, noise_image, write_mnist, write_parquet
 from workers.images import open_dataset
 from workers.settings import Digits
@@ -61,3 +61,18 @@ def with_failures(tmp_path_factory: pytest.TempPathFactory) -> MadeRun:
     files = [b"no image at all" if number in (1, 6) else encoded(image) for number, image in enumerate(images)]
     path = write_parquet(tmp_path_factory.mktemp("images") / "x.parquet", files, labels)
     return count(parquet_spec(path, model={"name": "tests.networks:tiny_rgb", "num_classes": 10}))
+
+
+@pytest.fixture(scope="session")
+def by_noise(few_digits: Path, made: MadeRun) -> dict[str, MadeRun]:
+    """20 digits in shards of 8, 8 and 4, under each kind of noise."""
+    return {
+        name: made if name == "plain" else count(mnist_spec(few_digits, **sections))
+        for name, sections in NOISES.items()
+    }
+
+
+@pytest.fixture(scope="session")
+def of_a_part() -> MadeRun:
+    """Invented votes of 120 images of 500, one of them tied or lost here and there, in shards of 50."""
+    return invented(plan_of(), sure=0.3)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from orchestrator.plan import Plan
@@ -50,6 +55,20 @@ def parquet_spec(path: Path, **sections: Any) -> dict[str, Any]:
     )
 
 
+#: A spec's sections for each kind of noise; certificates are left to follow from it.
+NOISES: dict[str, dict[str, Any]] = {
+    "plain": {"noise": {"sigma": 0.2}},
+    "sound": {"noise": {"kind": "gaussian", "sigma": 0.2, "sampler": "sound"}},
+    "laplace": {"noise": {"kind": "laplace", "scale": 0.15}},
+    "uniform": {"noise": {"kind": "uniform", "scale": 0.4}},
+    "splitting": {
+        "noise": {"kind": "splitting", "scale": 0.4},
+        "sampling": {"draws": 204, "seed": 1},
+        "confidence": {"protocol": "exact"},
+    },
+}
+
+
 @dataclass(frozen=True)
 class MadeRun:
     """A counted run, not yet in any store.
@@ -71,8 +90,20 @@ class MadeRun:
         return store
 
     def commit(self, store: LocalStore, shard: int) -> None:
-        provenance = {**self.plan.job(store.uri, device="cpu").provenance, "shard": shard, "device": "cpu"}
-        assert store.create(layout.counts(shard), counts_table.encode(self.tables[shard], provenance))
+        assert store.create(layout.counts(shard), self.encoded(shard))
+
+    def encoded(self, shard: int, table: pa.Table | None = None) -> bytes:
+        """A shard's object, as a worker writes it; with other rows if ``table`` is given."""
+        provenance = {**self.plan.job("", device="cpu").provenance, "shard": shard, "device": "cpu"}
+        return counts_table.encode(self.tables[shard] if table is None else table, provenance)
+
+    def encoded_as_version_1(self, shard: int) -> bytes:
+        """A shard's object, as it was before ties were counted."""
+        rows = self.tables[shard].drop_columns(["selection_ties", "ties"])
+        metadata = {"schema_version": 1, "identity": self.plan.identity(), "shard": shard}
+        sink = io.BytesIO()
+        pq.write_table(rows.replace_schema_metadata({b"stn": json.dumps(metadata).encode()}), sink)
+        return sink.getvalue()
 
     @property
     def rows(self) -> pa.Table:
@@ -89,3 +120,58 @@ def count(spec: Mapping[str, Any]) -> MadeRun:
         for shard in range(resolved.plan.shards)
     ]
     return MadeRun(resolved.plan, tables)
+
+
+def invented(plan: Plan, *, seed: int = 0, failed: Iterable[int] = (), sure: float = 0.0) -> MadeRun:
+    """A run that no network counted: votes of every kind, most for the label, some lost to NaN, some tied.
+
+    Args:
+        plan: what the run is to be.
+        seed: of the votes.
+        failed: data set indices of images that could not be counted.
+        sure: fraction of images with all votes for the label.
+    """
+    random = np.random.default_rng(seed)
+    sampling, classes, images = plan.spec.sampling, plan.num_classes, plan.images
+    labels = random.integers(0, classes, images)
+    certainty = np.where(random.random(images) < sure, 1.0, random.beta(3, 1, images))
+    chances = (1 - certainty)[:, None] * random.dirichlet(np.full(classes, 0.3), images)
+    chances[np.arange(images), labels] += certainty
+    chances /= chances.sum(axis=1, keepdims=True)
+    indices = np.array(plan.indices, dtype=np.int64)
+    counted = ~np.isin(indices, list(failed))
+    columns: dict[str, Any] = {"index": indices, "key": indices * 7 + 1, "label": labels}
+    for phase, prefix, draws in (
+        ("selection", "selection_", sampling.selection_draws),
+        ("estimation", "", sampling.draws),
+    ):
+        lost = random.binomial(draws, 0.02, images) * counted
+        votes = random.multinomial(draws - lost, chances) * counted[:, None]
+        columns[phase] = counts_table.sparse(votes)
+        columns[f"{prefix}draws"] = counted * np.int64(draws)
+        columns[f"{prefix}invalid"] = lost
+        columns[f"{prefix}ties"] = random.binomial(draws, 0.01, images) * counted
+    columns["error"] = pa.array([None if good else "undecodable" for good in counted], pa.string())
+    whole = pa.table(columns, schema=counts_table.SCHEMA)
+    return MadeRun(plan, [whole.slice(shard * plan.shard_size, plan.shard_size) for shard in range(plan.shards)])
+
+
+def sharded(plan: Plan, size: int) -> Plan:
+    """The same plan in shards of another size."""
+    return dataclasses.replace(plan, shard_size=size)
+
+
+def plan_of(**sections: Any) -> Plan:
+    """A plan of 120 of 500 digits, 10 classes, in shards of 50; each argument replaces a section of the spec."""
+    spec = validate(digits_spec(**{"dataset": {"kind": "digits", "limit": 120}, **sections}), "spec")
+    return Plan(
+        spec=spec,
+        dataset_size=500,
+        num_classes=10,
+        image_shape=(1, 28, 28),
+        shard_size=50,
+        model_sha256="m" * 64,
+        dataset_sha256="d" * 64,
+        code_sha256="c" * 64,
+        versions={"python": "3.11", "torch": "2"},
+    )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -17,6 +19,7 @@ from click.testing import CliRunner, Result
 from torch import nn
 
 from orchestrator.cli import main
+from stn_core import interval_variates
 from tests.networks import tiny
 from tests.orchestrator.runs import MadeRun, mnist_spec
 from workers import layout
@@ -131,6 +134,24 @@ def test_plan_prints_the_same_for_people(spec: Path) -> None:
 
 
 @pytest.mark.usefixtures("_short_probe")
+@pytest.mark.parametrize(
+    ("changes", "passes"),
+    [
+        (["noise.sampler=sound"], 20 * 80),
+        (["noise={kind: laplace, scale: 0.2}"], 20 * 80),
+        (["noise={kind: uniform, scale: 0.2}"], 20 * 80),
+        (["noise={kind: splitting, scale: 0.1}", "sampling={draws: 51}", "confidence.protocol=exact"], 20 * 51),
+    ],
+    ids=["sound", "laplace", "uniform", "splitting"],
+)
+def test_plan_estimates_any_noise(spec: Path, changes: list[str], passes: int) -> None:
+    options = [part for change in changes for part in ("--set", change)]
+    result = stn("plan", spec, *options, "--json")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert json.loads(result.stdout)["forward_passes"] == passes
+
+
+@pytest.mark.usefixtures("_short_probe")
 def test_a_limit_is_a_run_of_its_own(spec: Path, tmp_path: Path) -> None:
     values = json.loads(stn("plan", spec, "--limit", 5, "--json").stdout)
     assert (values["images"], values["run"]) == (5, str(tmp_path / "whole-limit-5"))
@@ -196,9 +217,12 @@ def test_reduce_computes_the_specs_view_unless_told_otherwise(whole: Path) -> No
         "renyi",
         "neyman_pearson_one_class",
         "neyman_pearson_two_class",
+        "pixeldp",
     }
     assert {row["protocol"] for row in values["curves"]} == {"paper"}
     assert {row["alpha"] for row in values["curves"]} == {0.05}
+    assert {row["beta"] for row in values["curves"]} == {0.01}
+    assert pq.read_table(whole / "certificates.parquet")["uniform"].null_count == 80
     assert [row["radius"] for row in values["curves"][:5]] == [0.0, 0.05, 0.1, 0.2, 0.4]
     assert pq.read_table(whole / "curves.parquet").to_pylist() == values["curves"]
 
@@ -221,13 +245,43 @@ def test_reduce_takes_certificates_protocols_alpha_and_radii(whole: Path) -> Non
     assert found == [("renyi", protocol, 0.01, radius) for protocol in ("paper", "split") for radius in (0, 0.1)]
 
 
+def test_reduce_takes_interval_and_beta(whole: Path, made: MadeRun) -> None:
+    plain = json.loads(stn("reduce", whole, "--json").stdout)["curves"]
+    result = stn("reduce", whole, "--interval", "randomised", "--beta", 0.05, "--json")
+    assert result.exit_code == 0
+    curves = json.loads(result.stdout)["curves"]
+    assert {row["beta"] for row in curves} == {0.05}
+    assert [row["radius"] for row in curves] == [row["radius"] for row in plain]
+    assert all(new["certified"] >= old["certified"] for new, old in zip(curves, plain, strict=True))
+    stored = pq.read_table(whole / "certificates.parquet")
+    expected = interval_variates(1, made.rows["key"].to_numpy()).tolist()
+    assert stored["uniform"].to_pylist() == expected * 4
+    # What is not given is the spec's, not what was asked for last.
+    assert json.loads(stn("reduce", whole, "--interval", "clopper_pearson", "--json").stdout)["curves"] == plain
+
+
+def test_a_part_of_a_data_set_is_called_one(whole: Path, with_failures: MadeRun, tmp_path: Path) -> None:
+    assert "20 of the data set's 25 images" in stn("reduce", whole).stdout
+    assert "of the data set's" not in stn("reduce", with_failures.write(tmp_path / "all").uri).stdout
+
+
+def test_reduce_says_what_interval_and_beta_mean(whole: Path) -> None:
+    shown = stn("reduce", whole, "--interval", "randomised", "--beta", 0.05).stdout
+    assert "alpha = 0.05, randomised intervals" in shown
+    assert "truly certified, with probability 1 - 0.05 over all noise" in " ".join(shown.split())
+    assert "draws without a vote (NaN): 0, with a tie: 0" in shown
+    assert "clopper-pearson intervals" in stn("reduce", whole).stdout
+
+
 def test_reduce_shows_a_table_to_people(whole: Path) -> None:
     result = stn("reduce", whole, "--certificate", "renyi", "--certificate", "renyi")
     assert result.exit_code == 0
     assert "certified accuracy, whole" in result.stdout
     assert "renyi" in result.stdout
     assert "20 images, 0 failed, 0 missing; protocol paper, alpha = 0.05" in result.stdout
-    assert len([line for line in result.stdout.splitlines() if " %" in line and "│" in line]) == 5
+    rows = [line for line in result.stdout.splitlines() if "│" in line]
+    assert len([line for line in rows if re.search(r" \d+\.\d % \(\d+\.\d %\) ", line)]) == 5
+    assert re.search(r"│ +abstain │ +\d+ │", rows[-1])
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]], ids=["people", "json"])
@@ -269,6 +323,32 @@ def test_report_of_two_runs_goes_here_by_default(whole: Path, tmp_path: Path) ->
     assert (tmp_path / "report.html").is_file()
 
 
+def test_report_of_two_complete_runs_names_the_best_of_them(
+    made: MadeRun, by_noise: dict[str, MadeRun], whole: Path, tmp_path: Path
+) -> None:
+    sound = Path(by_noise["sound"].write(tmp_path / "sound").uri)
+    for run in (whole, sound):
+        stn("reduce", run)
+    assert stn("report", whole, sound, "--out", "both").exit_code == 0
+    html = (tmp_path / "both" / "report.html").read_text()
+    assert html.count("<h2>Best of 2 runs at each radius: ") == 4
+    assert "(selection)" in html
+    assert stn("report", whole, "--out", "one").exit_code == 0
+    assert "Best of" not in (tmp_path / "one" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("name", ["laplace", "uniform", "splitting"])
+def test_runs_under_any_noise_are_reduced_and_reported(by_noise: dict[str, MadeRun], tmp_path: Path, name: str) -> None:
+    run = Path(by_noise[name].write(tmp_path / name).uri)
+    result = stn("reduce", run)
+    assert result.exit_code == 0
+    assert "error" not in result.stderr
+    assert stn("report", run).exit_code == 0
+    html = (run / "report.html").read_text()
+    assert f"{name}, scale = " in html
+    assert "These 20 images are part of a data set of 25." in html
+
+
 # --- certify, as far as it goes without workers --------------------------------------------------------------------
 
 
@@ -296,6 +376,22 @@ def test_certify_with_another_view_reduces_again(spec: Path, whole: Path) -> Non
     assert result.exit_code == 0
     assert json.loads(result.stdout)["nothing_to_do"] is False
     assert set(pq.read_table(whole / "curves.parquet")["alpha"].to_pylist()) == {0.01}
+
+
+def test_certify_after_an_update_reduces_again(spec: Path, whole: Path, places: dict[str, Path]) -> None:
+    (whole / "certificates.parquet").write_bytes(b"")
+    (whole / "curves.parquet").write_bytes((places["old"] / "curves.parquet").read_bytes())
+    result = stn("certify", spec)
+    assert result.exit_code == 0
+    assert "certified accuracy, whole" in result.stdout
+    assert stn("certify", spec).stdout.startswith("already complete")
+
+
+def test_certify_goes_on_with_a_plain_run_and_not_with_a_sound_one(spec: Path, whole: Path) -> None:
+    assert stn("certify", spec, "--set", "noise.sampler=plain").exit_code == 0
+    result = stn("certify", spec, "--set", "noise.sampler=sound")
+    assert result.exit_code == 2
+    assert "noise.sampler: the run has None, asked 'sound'" in result.stderr
 
 
 def test_certify_does_not_mix_two_runs(spec: Path, whole: Path) -> None:
@@ -330,7 +426,11 @@ def test_a_run_of_failed_images_is_never_called_complete(with_failures: MadeRun,
 
 @pytest.fixture(scope="module")
 def places(
-    made: MadeRun, one_phase: MadeRun, few_digits: Path, tmp_path_factory: pytest.TempPathFactory
+    made: MadeRun,
+    one_phase: MadeRun,
+    by_noise: dict[str, MadeRun],
+    few_digits: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Path]:
     """Files and runs that the bad inputs below name; nothing is ever written to them."""
     root = tmp_path_factory.mktemp("places")
@@ -338,6 +438,15 @@ def places(
     made.write(root / "half", [0, 2])
     one_phase.write(root / "one_phase")
     made.write(root / "damaged", [0]).create(layout.counts(1), b"junk")
+    by_noise["splitting"].write(root / "splitting")
+    votes = [[{"class": 1, "votes": 32}, {"class": 1, "votes": 32}]] * 8
+    number = made.tables[0].schema.get_field_index("estimation")
+    field = made.tables[0].schema.field(number)
+    doubled = made.tables[1].set_column(number, field, pa.array(votes, field.type))
+    made.write(root / "twice", [0, 2]).create(layout.counts(1), made.encoded(1, doubled))
+    old = io.BytesIO()
+    pq.write_table(pa.table({"a": [1]}).replace_schema_metadata({b"stn": b'{"schema_version": 1}'}), old)
+    made.write(root / "old").create(layout.CURVES, old.getvalue())
     for name, content in (("no_plan", b"junk"), ("newer", b'{"schema_version": 99}')):
         (root / name).mkdir()
         (root / name / layout.PLAN).write_bytes(content)
@@ -401,6 +510,19 @@ ERRORS: list[tuple[str, str]] = [
     ("reduce {whole} --protocol papre", "did you mean 'paper'"),
     ("reduce {whole} --alpha 0", "alpha must lie inside"),
     ("reduce {whole} --alpha nan", "alpha must lie inside"),
+    ("reduce {whole} --beta 0", "beta must lie inside (0, 1), got 0.0"),
+    ("reduce {whole} --beta 1", "beta must lie inside (0, 1), got 1.0"),
+    ("reduce {whole} --beta=-0.5", "beta must lie inside (0, 1), got -0.5"),
+    ("reduce {whole} --beta nan", "beta must lie inside"),
+    ("reduce {whole} --certificate splitting", "for that: renyi, neyman_pearson_two_class"),
+    ("reduce {whole} --protocol exact", "protocol 'exact' needs splitting noise"),
+    ("reduce {splitting} --protocol paper", "votes under splitting noise are exact: use protocol 'exact'"),
+    ("reduce {twice} --certificate renyi", "its votes name a class twice"),
+    ("report {old}", "no certificates yet: run `stn reduce` first"),
+    ("plan {job} --set noise.sampler=sond", "did you mean 'sound'"),
+    ("plan {job} --set noise=0.5", "must be a section with keys: kind, sigma"),
+    ("plan {job} --set noise.kind=laplace", "unknown key noise.sigma; valid here: kind, scale"),
+    ("plan {job} --set noise.kind=cauchy", "valid: gaussian, laplace, uniform, splitting"),
     ("reduce {one_phase} --protocol split", "'split' needs selection votes"),
     ("report nowhere", "no run at"),
     ("report {half}", "run `stn reduce` first"),
@@ -435,6 +557,9 @@ USAGE: list[tuple[str, str]] = [
     ("status", "Missing argument 'RUN'"),
     ("status {whole} {half}", "unexpected extra argument"),
     ("reduce {whole} --alpha half", "'half' is not a valid float"),
+    ("reduce {whole} --beta half", "'half' is not a valid float"),
+    ("reduce {whole} --interval wilson", "'wilson' is not one of 'clopper_pearson', 'randomised'"),
+    ("reduce {whole} --interval", "requires an argument"),
     ("reduce {whole} --radii a,b", "expected numbers separated by commas"),
     ("reduce {whole} --radii ,", "expected numbers separated by commas"),
     ("reduce {whole} --radii 1,0.5", "increase"),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from orchestrator.errors import RunError
 from orchestrator.plan import SCHEMA_VERSION, Plan, difference
 from orchestrator.spec import Spec, validate
-from tests.orchestrator.runs import digits_spec
+from tests.orchestrator.runs import NOISES, digits_spec
 
 PLAN = Plan(
     spec=validate(digits_spec(), "spec"),
@@ -28,8 +28,15 @@ PLAN = Plan(
 
 
 def with_spec(plan: Plan, **sections: Any) -> Plan:
-    """The plan with whole sections of its spec replaced."""
-    return dataclasses.replace(plan, spec=validate({**plan.spec.model_dump(), **sections}, "spec"))
+    """The plan with whole sections of its spec replaced; None leaves one to its default."""
+    content = {**plan.spec.model_dump(), **sections}
+    kept = {name: value for name, value in content.items() if name == "training" or value is not None}
+    return dataclasses.replace(plan, spec=validate(kept, "spec"))
+
+
+def under(name: str) -> Plan:
+    """The plan under a kind of noise."""
+    return with_spec(PLAN, **NOISES[name], certificates=None)
 
 
 # --- On disk -------------------------------------------------------------------------------------------------------
@@ -45,12 +52,15 @@ def with_spec(plan: Plan, **sections: Any) -> Plan:
         {"resources": {"actors": 4, "gpus_per_actor": 0.5, "batch_size": 64, "precision": "bfloat16"}},
         {"training": {"dataset": {"kind": "digits", "split": "train"}, "gamma": 2}, "certificates": ["renyi"]},
         {"sampling": {"draws": 100_000, "selection_draws": 100, "seed": 2**63 - 1}},
+        {"confidence": {"interval": "randomised", "beta": 0.2}},
+        *({**sections, "certificates": None} for sections in NOISES.values()),
     ],
     ids=lambda sections: "-".join(sections) or "plain",
 )
 def test_a_plan_survives_json(sections: dict[str, Any]) -> None:
     plan = with_spec(PLAN, **sections)
     found = Plan.from_json(plan.to_json(), "plan")
+    assert found.spec.noise.build() == plan.spec.noise.build()
     assert found == plan
     assert found.identity() == plan.identity()
     assert found.to_json() == plan.to_json()
@@ -151,6 +161,7 @@ def test_a_difference_shows_both_values() -> None:
     "asked",
     [
         with_spec(PLAN, confidence={"protocol": "label", "alpha": 0.001}),
+        with_spec(PLAN, confidence={"interval": "randomised", "beta": 0.5}),
         with_spec(PLAN, radii=[1, 2]),
         with_spec(PLAN, certificates=["renyi"]),
         with_spec(PLAN, store={"run": "elsewhere"}),
@@ -160,11 +171,85 @@ def test_a_difference_shows_both_values() -> None:
         dataclasses.replace(PLAN, versions={"python": "3.13"}),
         dataclasses.replace(PLAN, code_sha256="x" * 64),
     ],
-    ids=["confidence", "radii", "certificates", "store", "actors", "checkpoint path", "training", "versions", "code"],
+    ids=[
+        "confidence",
+        "interval",
+        "radii",
+        "certificates",
+        "store",
+        "actors",
+        "checkpoint path",
+        "training",
+        "versions",
+        "code",
+    ],
 )
 def test_what_does_not_decide_the_votes_is_no_difference(asked: Plan) -> None:
     assert asked != PLAN
     assert difference(PLAN, asked) == []
+
+
+def of_the_version_before() -> bytes:
+    """plan.json of ``PLAN`` as it was written before noise had kinds and samplers."""
+
+    def older(plan: dict[str, Any]) -> None:
+        plan["spec"]["noise"] = {"kind": "gaussian", "sigma": 0.2}
+        plan["spec"]["confidence"] = {"protocol": "paper", "alpha": 0.05}
+        plan["spec"]["certificates"] = ["renyi", "neyman_pearson_one_class", "neyman_pearson_two_class"]
+
+    return edited(older)
+
+
+#: Plain Gaussian noise, as identities in the tables of the version before have it.
+IDENTITY_BEFORE = {
+    "noise.kind": "gaussian",
+    "noise.sigma": 0.2,
+    "sampling.draws": 64,
+    "sampling.selection_draws": 16,
+    "sampling.seed": 1,
+    "dataset.kind": "digits",
+    "dataset.every": 1,
+    "dataset.limit": 20,
+    "dataset.fingerprint": "d" * 64,
+    "model.name": "tests.networks:tiny",
+    "model.weights": "m" * 64,
+    "model.normalization": None,
+    "model.num_classes": 10,
+    "resources.precision": "float32",
+    "resources.shard_size": 8,
+    "noise_version": 1,
+    "image_shape": [1, 28, 28],
+}
+
+
+def test_a_plain_gaussian_run_of_the_version_before_goes_on() -> None:
+    stored = Plan.from_json(of_the_version_before(), "plan")
+    assert stored.identity() == PLAN.identity() == IDENTITY_BEFORE
+    assert difference(stored, PLAN) == []
+    assert difference(stored, with_spec(PLAN, noise={"kind": "gaussian", "sigma": 0.2, "sampler": "plain"})) == []
+    assert json.loads(json.dumps(PLAN.identity())) == PLAN.identity()
+
+
+def test_a_sound_run_is_not_a_plain_one() -> None:
+    sound = under("sound")
+    assert sound.identity() == {**IDENTITY_BEFORE, "noise.sampler": "sound"}
+    for plain in (PLAN, Plan.from_json(of_the_version_before(), "plan")):
+        assert difference(plain, sound) == ["noise.sampler: the run has None, asked 'sound'"]
+        assert [line.split(":")[0] for line in difference(sound, plain)] == ["noise.sampler"]
+
+
+def test_no_two_kinds_of_noise_are_the_same_run() -> None:
+    for one in NOISES:
+        for other in NOISES:
+            assert (difference(under(one), under(other)) == []) == (one == other)
+    sampling = {"draws": 64, "selection_draws": 16, "seed": 1}
+    laplace, uniform = (with_spec(PLAN, noise={"kind": kind, "scale": 0.1}, certificates=None) for kind in KINDS)
+    assert difference(laplace, uniform) == ["noise.kind: the run has 'laplace', asked 'uniform'"]
+    wider = with_spec(laplace, noise={"kind": "laplace", "scale": 0.2}, sampling=sampling)
+    assert difference(laplace, wider) == ["noise.scale: the run has 0.1, asked 0.2"]
+
+
+KINDS = ("laplace", "uniform")
 
 
 def test_where_the_data_lies_is_no_difference() -> None:
@@ -178,6 +263,13 @@ def test_a_plan_read_back_is_no_difference() -> None:
 
 
 # --- Shards --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NOISES)
+def test_a_job_carries_the_noise(name: str) -> None:
+    plan = under(name)
+    assert plan.job("run", device="cpu").noise == plan.spec.noise
+    assert plan.passes == 20 * (204 if name == "splitting" else 80)
 
 
 @given(
@@ -207,7 +299,7 @@ def test_shards_cover_every_selected_image_once(images: int, shard_size: int, ev
 def test_a_job_is_what_the_plan_says() -> None:
     plan = with_spec(PLAN, resources={"batch_size": 32, "precision": "bfloat16", "threads_per_actor": 3})
     job = plan.job("somewhere", device="cpu")
-    assert (job.run, job.num_classes, job.image_shape) == ("somewhere", 10, (1, 28, 28))
+    assert (job.store.run, job.num_classes, job.image_shape) == ("somewhere", 10, (1, 28, 28))
     assert (job.batch_size, job.precision, job.threads) == (32, "bfloat16", 3)
     assert PLAN.job("x", device="cpu").batch_size is None
     assert isinstance(plan.spec, Spec)

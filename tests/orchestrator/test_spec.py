@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import SpecError
 from orchestrator.spec import Spec, load_spec, validate
-from tests.orchestrator.runs import digits_spec
+from stn_core.certificates import CERTIFICATES, certificates_for
+from tests.orchestrator.runs import NOISES, digits_spec
 from workers.settings import ImageFolder
 
 ROOT = Path(__file__).parents[2]
@@ -48,8 +50,10 @@ def test_there_are_examples() -> None:
 def test_what_is_left_out_has_the_documented_defaults(file: Path) -> None:
     spec = load_spec(file)
     assert spec.noise.kind == "gaussian"
-    assert spec.certificates == ("renyi", "neyman_pearson_one_class", "neyman_pearson_two_class")
+    assert spec.noise.model_dump() == {"kind": "gaussian", "sigma": 0.2, "sampler": "plain"}
+    assert spec.certificates == ("renyi", "neyman_pearson_two_class", "neyman_pearson_one_class", "pixeldp")
     assert (spec.confidence.protocol, spec.confidence.alpha) == ("paper", 0.05)
+    assert (spec.confidence.interval, spec.confidence.beta) == ("clopper_pearson", 0.01)
     assert (spec.dataset.every, spec.dataset.limit) == (1, 20)
     assert (spec.resources.actors, spec.resources.precision, spec.resources.max_attempts) == ("auto", "float32", 3)
     assert spec.model.checkpoint is None
@@ -58,6 +62,69 @@ def test_what_is_left_out_has_the_documented_defaults(file: Path) -> None:
 def test_a_union_takes_the_keys_of_its_kind(file: Path) -> None:
     spec = load_spec(file, ["dataset={kind: image_folder, path: /data, resize: 256, crop: 224, every: 100}"])
     assert spec.dataset == ImageFolder(kind="image_folder", path=Path("/data"), resize=256, crop=224, every=100)
+
+
+#: Class in stn_core, and its scale, for each of NOISES.
+BUILT = {
+    "plain": ("Gaussian", 0.2),
+    "sound": ("DiscreteGaussian", 0.2),
+    "laplace": ("Laplace", 0.15),
+    "uniform": ("Uniform", 0.4),
+    "splitting": ("Splitting", 0.4),
+}
+
+
+@pytest.mark.parametrize("name", NOISES)
+def test_every_kind_of_noise_is_accepted_and_built(name: str) -> None:
+    spec = validate(digits_spec(**NOISES[name]), "spec")
+    built = spec.noise.build()
+    assert (type(built).__name__, built.scale) == BUILT[name]
+    assert built.kind == spec.noise.kind
+    assert Spec.model_validate_json(spec.model_dump_json()) == spec
+    assert validate(spec.model_dump(mode="json"), "spec") == spec
+
+
+@pytest.mark.parametrize("name", NOISES)
+def test_certificates_follow_the_kind_of_noise_unless_named(name: str) -> None:
+    sections = NOISES[name]
+    spec = validate(digits_spec(**sections), "spec")
+    assert spec.certificates == certificates_for(spec.noise.kind) != ()
+    assert not any(certificate.endswith("_linf") for certificate in spec.certificates)
+    every = [key for key, certificate in CERTIFICATES.items() if certificate.noise == spec.noise.kind]
+    assert validate(digits_spec(**sections, certificates=every), "spec").certificates == tuple(every)
+
+
+@pytest.mark.parametrize("name", NOISES)
+def test_certificates_of_another_noise_are_refused_naming_those_that_hold(name: str) -> None:
+    own = validate(digits_spec(**NOISES[name]), "spec")
+    for other, certificate in CERTIFICATES.items():
+        if certificate.noise != own.noise.kind:
+            with pytest.raises(SpecError) as caught:
+                validate(digits_spec(**NOISES[name], certificates=[other]), "spec")
+            message = str(caught.value)
+            assert f"'{other}' holds for {certificate.noise} noise, the votes' is {own.noise.kind}" in message
+            assert message.endswith(f"for that: {', '.join(own.certificates)}")
+            assert len(message.splitlines()) == 1
+
+
+def test_noise_may_be_changed_by_overrides(file: Path) -> None:
+    assert load_spec(file, ["noise.sampler=sound"]).noise.model_dump()["sampler"] == "sound"
+    assert load_spec(file, ["noise={kind: laplace, scale: 0.3}"]).certificates == certificates_for("laplace")
+    exact = ["noise={kind: splitting, scale: 0.1}", "sampling={draws: 51}", "confidence.protocol=exact"]
+    assert load_spec(file, exact).certificates == ("splitting",)
+    assert load_spec(file, ["confidence.interval=randomised", "confidence.beta=0.2"]).confidence.beta == 0.2
+
+
+@given(draws=st.integers(2, 2000))
+def test_splitting_noise_has_as_many_draws_as_it_has_offsets(draws: int) -> None:
+    def splitting(**sampling: int) -> Spec:
+        noise = {"kind": "splitting", "scale": draws / 510}
+        return validate(digits_spec(noise=noise, sampling=sampling, confidence={"protocol": "exact"}), "spec")
+
+    assert splitting(draws=draws).sampling.draws == draws
+    for sampling in ({"draws": draws + 1}, {"draws": draws - 1}, {"draws": draws, "selection_draws": 1}):
+        with pytest.raises(SpecError, match=rf"set sampling\.draws to {draws} and sampling\.selection_draws to 0"):
+            splitting(**sampling)
 
 
 def test_overrides_apply_in_order_and_are_yaml(file: Path) -> None:
@@ -130,7 +197,21 @@ BAD: list[tuple[str, str, str]] = [
     ("certificates=[renyii]", "certificate", "'renyii', did you mean 'renyi'"),
     ("certificates=[renyi, nothing_like_it]", "certificate", "'nothing_like_it'; valid: renyi"),
     ("confidence.protocol=papr", "confidence.protocol", "got 'papr'"),
-    ("noise.kind=laplace", "noise.kind", "got 'laplace'"),
+    ("noise.kind=lapalce", "noise.kind", "got 'lapalce', did you mean 'laplace'?; valid: gaussian, laplace, uniform"),
+    ("noise.kind=cauchy", "noise.kind", "got 'cauchy'; valid: gaussian, laplace, uniform, splitting"),
+    ("noise.kind=[1]", "noise.kind", "got [1]; valid: gaussian, laplace, uniform, splitting"),
+    ("noise.kind={a: 1}", "noise.kind", "valid: gaussian, laplace, uniform, splitting"),
+    ("noise.kind=3", "noise.kind", "got 3; valid: gaussian, laplace, uniform, splitting"),
+    ("noise.sampler=sond", "noise.sampler", "got 'sond', did you mean 'sound'?; valid: 'plain' or 'sound'"),
+    ("noise.sampler=true", "noise.sampler", "got True; valid: 'plain' or 'sound'"),
+    ("confidence.interval=randomized", "confidence.interval", "did you mean 'randomised'"),
+    # Keys of another kind of noise.
+    ("noise.kind=laplace", "noise.sigma", "unknown key noise.sigma; valid here: kind, scale"),
+    ("noise.kind=uniform", "noise.sigma", "unknown key noise.sigma; valid here: kind, scale"),
+    ("noise.kind=splitting", "noise.sigma", "unknown key noise.sigma; valid here: kind, scale"),
+    ("noise={scale: 1}", "noise.scale", "unknown key noise.scale"),
+    ("noise={scale: 1}", "noise.scale", "valid here: kind, sigma, sampler"),
+    ("noise={kind: laplace, scale: 1, sampler: sound}", "noise.sampler", "valid here: kind, scale"),
     ("training.method=noisy", "training.method", "got 'noisy'"),
     ("resources.precision=float64", "resources.precision", "got 'float64'"),
     # Missing.
@@ -140,8 +221,18 @@ BAD: list[tuple[str, str, str]] = [
     ("store={}", "store.run", "is missing"),
     ("model={}", "model.name", "is missing"),
     ("model.normalization={mean: [0.5]}", "model.normalization.std", "is missing"),
+    ("noise={}", "noise.sigma", "is missing"),
+    ("noise={kind: gaussian}", "noise.sigma", "is missing"),
+    ("noise={kind: laplace}", "noise.scale", "is missing"),
+    ("noise={kind: uniform}", "noise.scale", "is missing"),
+    ("noise={kind: splitting}", "noise.scale", "is missing"),
     # Wrong types.
-    ("noise=3", "noise", "got 3"),
+    ("noise=3", "noise", "got 3; must be a section with keys: kind, sigma"),
+    ("noise=0.5", "noise", "got 0.5; must be a section with keys: kind, sigma"),
+    ("noise=gaussian", "noise", "got 'gaussian'; must be a section with keys: kind, sigma"),
+    ("noise=[1]", "noise", "got [1]; must be a section"),
+    ("noise=null", "noise", "got None; must be a section"),
+    ("noise={kind: uniform, scale: wide}", "noise.scale", "got 'wide'"),
     ("dataset=digits", "dataset", "got 'digits'"),
     ("sampling=[1]", "sampling", "got [1]"),
     ("training=3", "training", "got 3"),
@@ -160,6 +251,17 @@ BAD: list[tuple[str, str, str]] = [
     ("noise.sigma=0", "noise.sigma", "got 0"),
     ("noise.sigma=.nan", "noise.sigma", "got nan"),
     ("noise.sigma=.inf", "noise.sigma", "got inf"),
+    ("noise={kind: laplace, scale: 0}", "noise.scale", "got 0"),
+    ("noise={kind: uniform, scale: -1}", "noise.scale", "got -1"),
+    ("noise={kind: uniform, scale: .inf}", "noise.scale", "got inf"),
+    ("noise={kind: splitting, scale: .nan}", "noise.scale", "got nan"),
+    ("noise={kind: splitting, scale: 0.1001}", "noise", "got scale = 0.1001; the nearest is 0.1"),
+    ("noise={kind: splitting, scale: 0.001}", "noise", "the nearest is 0.00392156862745098"),
+    ("noise={kind: splitting, scale: 1.0e+308}", "noise", ""),
+    ("noise={sigma: 65, sampler: sound}", "noise", "1e-6 … 64"),
+    ("confidence.beta=0", "confidence.beta", "got 0"),
+    ("confidence.beta=1", "confidence.beta", "got 1"),
+    ("confidence.beta=.nan", "confidence.beta", "got nan"),
     ("sampling.draws=0", "sampling.draws", "got 0"),
     ("sampling.selection_draws=-1", "sampling.selection_draws", "got -1"),
     ("sampling.seed=-1", "sampling.seed", "got -1"),
@@ -180,6 +282,10 @@ BAD: list[tuple[str, str, str]] = [
     ("training.learning_rate=0", "training.learning_rate", "got 0"),
     ("store.run=''", "store.run", "got ''"),
     # Things that do not go together.
+    ("confidence.protocol=exact", "protocol 'exact'", "needs splitting noise"),
+    ("noise={kind: splitting, scale: 0.4}", "votes under splitting noise", "use protocol 'exact' instead of 'paper'"),
+    ("certificates=[splitting]", "certificate 'splitting'", "for that: renyi, neyman_pearson_two_class"),
+    ("certificates=[renyi, renyi_laplace]", "certificate 'renyi_laplace'", "for that: renyi, neyman_pearson_two_class"),
     ("model.normalization={mean: [0.5, 0.5], std: [1]}", "model.normalization", "one value per channel"),
     ("training={method: gaussian, gamma: 1, dataset: {kind: digits}}", "training", "gamma belongs to method stn"),
     ("radii=[0.2, 0.1]", "radii", "must increase"),
@@ -326,9 +432,17 @@ def _paths(content: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> list[tup
     return found
 
 
-@given(path=st.sampled_from(_paths(digits_spec(radii={"start": 0, "stop": 1, "step": 0.5}))), value=_VALUES)
-def test_any_value_anywhere_is_accepted_or_refused_in_one_line(path: tuple[str, ...], value: Any) -> None:
-    content = digits_spec(radii={"start": 0, "stop": 1, "step": 0.5})
+#: Sections with every key that noise and confidence may have.
+_FULL: dict[str, Any] = {
+    "radii": {"start": 0, "stop": 1, "step": 0.5},
+    "noise": {"kind": "gaussian", "sigma": 0.2, "sampler": "sound", "scale": 0.4},
+    "confidence": {"protocol": "paper", "alpha": 0.05, "interval": "randomised", "beta": 0.1},
+}
+
+
+@given(path=st.sampled_from(_paths(digits_spec(**_FULL))), value=_VALUES, kind=st.sampled_from(sorted(NOISES)))
+def test_any_value_anywhere_is_accepted_or_refused_in_one_line(path: tuple[str, ...], value: Any, kind: str) -> None:
+    content = copy.deepcopy(digits_spec(**{**_FULL, **NOISES[kind]}))
     section: Any = content
     for key in path[:-1]:
         section = section[key]

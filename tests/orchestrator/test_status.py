@@ -74,6 +74,22 @@ def test_a_run_whose_images_failed(with_failures: MadeRun, tmp_path: Path) -> No
     assert found.seconds_left is None
 
 
+def test_votes_of_an_older_version_count_as_any(made: MadeRun, tmp_path: Path) -> None:
+    store = made.write(tmp_path / "run")
+    expected = status_of(store)
+    for stored in list(store.list(layout.COUNTS)):
+        store.replace(stored.key, made.encoded_as_version_1(layout.shard_of(stored.key) or 0))
+    found = status_of(store)
+    assert (found.complete, found.counted, found.passes) == (True, expected.counted, expected.passes)
+
+
+@pytest.mark.parametrize("name", ["laplace", "splitting"])
+def test_the_status_of_a_run_under_any_noise(by_noise: dict[str, MadeRun], tmp_path: Path, name: str) -> None:
+    found = status_of(by_noise[name].write(tmp_path, [0, 2]))
+    passes = 204 if name == "splitting" else 80
+    assert (found.counted, found.images, found.passes, found.passes_planned) == (12, 20, 12 * passes, 20 * passes)
+
+
 def test_a_run_whose_shards_were_given_up(made: MadeRun, tmp_path: Path) -> None:
     store = made.write(tmp_path, [0])
     give_up(store, 1, "out of memory")

@@ -10,7 +10,8 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -51,22 +52,40 @@ def image(value: int, shape: tuple[int, ...] = SHAPE) -> torch.Tensor:
 # --- The slow sampler -------------------------------------------------------------------------------------------------
 
 
-@lru_cache
-def digits_of_step(sigma: float, k: int, bits: int) -> int:
-    """The first binary digits of Phi(x) at x = (k + 1/2) / (255 sigma).
+@cache
+def area_up_to_step(sigma: float, k: int, bits: int) -> int:
+    """Phi(x) - 1/2 at x = (k + 1/2) / (255 sigma) > 0 in units of 2**-bits, off by far less than one of them.
 
-    Phi(x) = 1/2 + phi(x) (x + x^3 / 3 + x^5 / (3 5) + ...), Abramowitz & Stegun 1964, 26.2.11. All terms of the bracket
-    have one sign, and nothing cancels but against 1/2.
+    It is phi(x) (x + x^3 / 3 + x^5 / (3 5) + ...), Abramowitz & Stegun 1964, 26.2.11, a series of positive terms.
     """
-    with mp.workprec(bits + 200):
+    with mp.workprec(bits):
         x = mp.mpf(2 * k + 1) / (510 * mp.mpf(sigma))
-        term = total = x
-        n = 1
-        while abs(term) > mp.ldexp(abs(total), -bits - 200):
+        density = mp.npdf(x)
+        if density / x < mp.ldexp(1, -bits):  # which is more than Phi lacks of 1
+            return 2 ** (bits - 1)
+        # Numbers of fixed point, that is, integers. Each is cut off, which grows with the terms and shrinks with phi.
+        square, term = int(mp.ldexp(x * x, bits)), int(mp.ldexp(x, bits))
+        total, n = term, 1
+        while term:
             n += 2
-            term *= x * x / n
+            term = (term * square >> bits) // n
             total += term
-        return int(mp.floor(mp.ldexp(mp.mpf(1) / 2 + mp.exp(-x * x / 2) / mp.sqrt(2 * mp.pi) * total, bits)))
+    with mp.workprec(bits + total.bit_length()):
+        return int(mp.npdf(x) * total)
+
+
+def digits_of_step(sigma: float, k: int, bits: int) -> int:
+    """The first binary digits of Phi((k + 1/2) / (255 sigma))."""
+    guard = 100
+    side, half = (k, 1) if k >= 0 else (-1 - k, -1)
+    value = 2 ** (bits + guard - 1) + half * area_up_to_step(sigma, side, bits + guard)
+    if value < 2**guard:
+        return 0
+    if value > 2 ** (bits + guard) - 2**guard:
+        return 2**bits - 1
+    # Neither all zeros nor all ones follow: the error of the series changes no digit.
+    assert 2**20 < value % 2**guard < 2**guard - 2**20
+    return value >> guard
 
 
 def steps_of(sigma: float, reach: int, bits: int) -> list[int]:
@@ -88,7 +107,7 @@ def number_of(draw: Draws, pixel: int, word: int, chunks: int) -> int:
 
 
 @pytest.mark.parametrize("bits", [32, 96, 160])
-@pytest.mark.parametrize("sigma", [0.001, 0.02, 0.1, 0.25, 1.0, 64.0])
+@pytest.mark.parametrize("sigma", [0.001, 0.02, 0.1, 0.25, 1.0, 4.0])
 def test_steps_are_right_to_the_last_digit(sigma: float, bits: int) -> None:
     """Against the series, near the middle, in the tails and in between."""
     reach = reach_of(sigma)
@@ -117,9 +136,9 @@ def test_steps_are_the_integral_of_the_density(bits: int) -> None:
 @pytest.mark.parametrize("sigma", SIGMAS)
 def test_steps_increase_and_are_symmetric(sigma: float, bits: int) -> None:
     steps = _exact_steps(sigma, reach_of(sigma), bits)
-    assert all(low <= high for low, high in zip(steps, steps[1:], strict=False))
+    assert all(low <= high for low, high in pairwise(steps))
     assert all(low + high == 2**bits - 1 for low, high in zip(steps, steps[::-1], strict=True))
-    assert 0 <= steps[0]
+    assert steps[0] >= 0
     assert steps[-1] < 2**bits
     # Where the tails are not too thin for that many digits, no two are equal.
     middle = [step for step in steps if 2**16 < step < 2**bits - 2**16]
@@ -166,7 +185,7 @@ class Words:
 
 @dataclass(frozen=True)
 class Given(Draws):
-    """Draws whose numbers are the test's choice: (draws, pixels), each of 32 + 64 x chunks binary digits, then zeros."""
+    """Draws whose numbers are the test's choice, (draws, pixels): each 32 + 64 x chunks binary digits, then zeros."""
 
     numbers: tuple[tuple[int, ...], ...] = ()
     chunks: int = 0
@@ -208,12 +227,15 @@ def test_numbers_that_agree_with_a_step_are_decided_by_their_further_digits(
     chunks = 4
     bits = 32 + 64 * chunks
     reach = reach_of(sigma)
-    steps = steps_of(sigma, reach, bits)
     tail = 2 ** (bits - agree)
+    every = steps_of(sigma, reach, bits)
+    # Not those near 0 and 1, of which all digits shared are alike: further steps share them.
+    steps = [step for step in every if tail <= step < 2**bits - tail]
+    assert len(steps) > 255 * sigma * 8
     # As far below and above as the shared digits allow, and by the last digit.
     numbers = [[step - step % tail, step - step % tail + tail - 1, step - 1, step + 1] for step in steps]
     noise = fill(sigma, given(numbers, chunks), len(numbers), (4,))
-    assert noise.tolist() == [[bisect.bisect_right(steps, number) - reach for number in row] for row in numbers]
+    assert noise.tolist() == [[bisect.bisect_right(every, number) - reach for number in row] for row in numbers]
     # The digits shared decide no step: the others make all the difference.
     assert np.all(noise[:, 0] < noise[:, 1])
     np.testing.assert_array_equal(noise[:, 2] + 1, noise[:, 3])
@@ -248,39 +270,42 @@ def test_further_bits_are_fair_64_bit_numbers_that_tell_identities_apart() -> No
         assert abs(np.mean([number >> bit & 1 for number in bits]) - 0.5) < 2.5 / np.sqrt(len(bits))
 
 
-@pytest.mark.parametrize("sigma", [0.05, 0.1, 0.3])
+@pytest.mark.parametrize("sigma", [0.1, 0.3, 1.0])
 def test_noise_is_cut_off_only_where_clipping_hides_it(
     sigma: float, given: Callable[[list[list[int]], int], list[Given]]
 ) -> None:
-    """Numbers on both sides of steps out to wider ones than the sampler knows, and the least and the greatest number: the
-    noisy pixel is clip(x + K), where K was never cut off, for every grey level x."""
+    """Numbers on both sides of steps out to wider ones than the sampler knows, and the least and the greatest number:
+    the noisy pixel is clip(x + K), where K was never cut off, for every grey level x."""
     margin, reach = DiscreteGaussian(sigma).margin, reach_of(sigma)
-    wider, chunks = reach + 5, 11
+    wider, chunks = reach + 5, 5
     bits = 32 + 64 * chunks
     steps = steps_of(sigma, wider, bits)
     assert len(set(steps)) == len(steps)
-    edges = [*steps[:30], *steps[wider - 3 : wider + 3], *steps[-30:]]
+    levels = (0, 1, 2, 100, 253, 254, 255)
+    at = {*range(10), wider, *range(2 * wider - 10, 2 * wider)}
+    at |= {wider + side - level for side in (-margin, 254 + margin) for level in levels}
+    edges = [steps[i] for i in at]
     numbers = sorted({0, 2**bits - 1, *(edge + side for edge in edges for side in (-1, 1))})
     noise = np.array([bisect.bisect_right(steps, number) - wider for number in numbers])
     assert noise[0] < -reach
     assert noise[-1] > reach
     drawn = fill(sigma, given([numbers], chunks), 1, (len(numbers),))[0]
     np.testing.assert_array_equal(drawn, np.clip(noise, -reach, reach))
-    for level in (0, 1, 2, 100, 253, 254, 255):
+    for level in levels:
         noisy = perturb(sigma, image(level, (1, 1, len(numbers))), [0], given([numbers], chunks)).ravel()
         integers = np.clip(level + noise, -margin, 255 + margin)
         np.testing.assert_array_equal(noisy, integers.astype(np.float32) / np.float32(255))
-        # Each of the least and the greatest is met, and the ones next to them.
+        # The least and the greatest are met, and those next to them.
         assert {-margin, 1 - margin, 254 + margin, 255 + margin} <= set(integers.tolist())
 
 
-@pytest.mark.parametrize("sigma", [1e-9, 0.001, 0.02, 0.25, 64.0])
+@pytest.mark.parametrize("sigma", [1e-6, 0.001, 0.02, 0.25, 64.0])
 def test_pixels_are_clipped_eight_sigma_outside_their_range_at_least(sigma: float) -> None:
     margin = DiscreteGaussian(sigma).margin
     assert margin - 1 < 8 * 255 * sigma <= margin
 
 
-@pytest.mark.parametrize("sigma", [1e-9, 1e-4])
+@pytest.mark.parametrize("sigma", [1e-6, 1e-4])
 def test_noise_far_below_half_a_grey_level_rounds_to_nothing(sigma: float) -> None:
     assert not fill(sigma, [IDENTITY], 1, (1000,)).any()
 
@@ -290,13 +315,13 @@ def test_noise_far_below_half_a_grey_level_rounds_to_nothing(sigma: float) -> No
 
 def probabilities(sigma: float) -> NDArray[np.float64]:
     """P(K = k) for k = -reach ... reach, from the steps' first 160 digits."""
-    edges = [0, *steps_of(sigma, reach_of(sigma), 160), 2**160]
-    return np.array([float(mp.ldexp(high - low, -160)) for low, high in zip(edges, edges[1:], strict=False)])
+    edges = [0, *steps_of(sigma, reach_of(sigma), 160), 2**160 - 1]
+    return np.array([float(mp.ldexp(high - low, -160)) for low, high in pairwise(edges)])
 
 
 @pytest.mark.parametrize("sigma", [0.003, 0.02, 0.1])
 def test_noise_is_gaussian_rounded_to_grey_levels(sigma: float) -> None:
-    """960 000 pixels of 2 000 draws against exact probabilities. With at most 160 cells, the chi-squared test finds
+    """960 000 pixels of 2 000 draws against exact probabilities. With at most 250 cells, the chi-squared test finds
     probabilities that are off by 2 % of their own each, up and down, with probability above 0.999; a mean off by 0.9 %
     and a scale off by 0.7 % of sigma are found likewise."""
     draws = [Draws(20, key, "estimation", 0, count=100) for key in range(20)]
@@ -319,8 +344,8 @@ def test_noise_is_gaussian_rounded_to_grey_levels(sigma: float) -> None:
 
 
 def test_every_pixel_has_the_same_discrete_distribution_and_none_depends_on_another() -> None:
-    """48 pixels over 20 000 draws: an offset of 0.07 sigma in one, a correlation of 0.06 between two pixels of a draw or
-    a pixel of two consecutive draws are found with probability above 0.999."""
+    """48 pixels over 20 000 draws: an offset of 0.07 sigma in one, a correlation of 0.06 between two pixels of a draw,
+    or of two consecutive ones, are found with probability above 0.999."""
     noise = fill(0.05, [Draws(20, 1, "estimation", 0, count=20_000)], 20_000).reshape(20_000, -1) / (255 * 0.05)
     five = 5 / np.sqrt(len(noise))
     variance = 1 + 1 / 12 / (255 * 0.05) ** 2
@@ -357,7 +382,7 @@ def test_noisy_pixels_are_grey_level_plus_noise_over_255() -> None:
 
 def test_a_noisy_pixel_is_a_function_of_one_integer() -> None:
     """Bit for bit the same float wherever grey level and noise add up to the same: with all 256 grey levels, over 400
-    sums are met, each in 90 ways on average."""
+    sums are met, each in 60 ways on average."""
     images = torch.arange(256, dtype=torch.uint8).view(256, 1, 1, 1).expand(-1, 1, 20, 20).contiguous()
     draws = [Draws(1, key, "estimation", 0) for key in range(256)]
     noisy = perturb(0.1, images, list(range(256)), draws)
@@ -366,7 +391,7 @@ def test_a_noisy_pixel_is_a_function_of_one_integer() -> None:
     ways = set(zip(integers.ravel().tolist(), images.numpy().ravel().tolist(), strict=True))
     sums = {integer for integer, _ in pairs}
     assert len(sums) > 400
-    assert len(ways) > 90 * len(sums)
+    assert len(ways) > 60 * len(sums)
     assert len(pairs) == len(sums) == len({bits for _, bits in pairs})
 
 
@@ -455,8 +480,8 @@ def assert_binomial(votes: NDArray[np.int64], draws: int, p: NDArray[np.float64]
 
 @pytest.mark.parametrize("sigma", [0.008, 0.25])
 def test_votes_follow_a_half_space_of_known_probability(sigma: float) -> None:
-    """Class 0 where a pixel of value x is at least t: probability Phi((x - t + 1/2) / (255 sigma)) in grey levels. At
-    20 000 draws a probability off by 0.03 is found with probability above 0.999: at sigma = 0.008, half a grey level."""
+    """Class 0 where a noisy pixel of grey level x is at least t: probability Phi((x - t + 1/2) / (255 sigma)). At
+    20 000 draws one off by 0.03 is found with probability above 0.999; half a grey level at sigma = 0.008 is 0.1."""
     levels = [0, 97, 99, 100, 101, 103, 255]
     votes = votes_of(lambda y: y > (100 - 0.5) / 255, levels, DiscreteGaussian(sigma), 20_000)
     p = stats.norm.cdf((np.array(levels) - 100 + 0.5) / (255 * sigma))
@@ -466,7 +491,7 @@ def test_votes_follow_a_half_space_of_known_probability(sigma: float) -> None:
 
 SIGMA = 0.4
 
-#: Voters that look at the last bits of what they get, and one that does not.
+#: Rules for one pixel: three look at the last bits of what they get.
 RULES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "last bit": lambda y: y.view(torch.int32) % 2 == 0,
     "multiple of sigma": lambda y: reachable(y),
@@ -539,7 +564,7 @@ def test_no_rule_tells_grey_levels_apart_better_than_theory_allows(rule: str) ->
     least = stats.norm.cdf(stats.norm.ppf(p)[:, None] - distance)
     assert np.all(p >= least - 1e-12)
     if rule == "half-space":
-        assert np.all(np.min(p - least + 2 * np.eye(256), axis=1) < 1e-12)
+        assert np.all(np.min(p - least + 2 * np.eye(256), axis=0)[:-1] < 1e-12)
 
 
 @pytest.mark.parametrize("brighter", [1, 2, 55, 155])

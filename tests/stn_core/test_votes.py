@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import nn
 
-from stn_core import Gaussian, count_votes
-from stn_core.noise import Draws, Phase
+from stn_core import DiscreteGaussian, Gaussian, Laplace, Splitting, Tally, Uniform, count_votes
+from stn_core.noise import Draws, Noise, Phase
 from stn_core.votes import default_batch_size
 
 NOISE = Gaussian(0.5)
+#: One of every kind.
+KINDS: list[Noise] = [NOISE, Laplace(0.4), Uniform(0.8), DiscreteGaussian(0.5), Splitting(0.2)]
 CLASSES = 4
 SEED = 11
 KEYS = [5, 2**64 - 1, 0]
@@ -35,12 +37,18 @@ def images(count: int = 3) -> torch.Tensor:
     return torch.randint(0, 256, (count, 3, 5, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(4))
 
 
+def tally_of(
+    model: nn.Module | None = None, pixels: torch.Tensor | NDArray[np.uint8] | None = None, **changes: Any
+) -> Tally:
+    arguments: dict[str, Any] = {"noise": NOISE, "draws": DRAWS, "num_classes": CLASSES, "seed": SEED, "keys": KEYS}
+    pixels = images() if pixels is None else pixels
+    return count_votes(model or network(), pixels, **{**arguments, **changes})
+
+
 def count(
     model: nn.Module | None = None, pixels: torch.Tensor | NDArray[np.uint8] | None = None, **changes: Any
 ) -> Votes:
-    arguments: dict[str, Any] = {"noise": NOISE, "draws": DRAWS, "num_classes": CLASSES, "seed": SEED, "keys": KEYS}
-    pixels = images() if pixels is None else pixels
-    return count_votes(model or network(), pixels, **{**arguments, **changes}).votes
+    return tally_of(model, pixels, **changes).votes
 
 
 class Logits(nn.Module):
@@ -52,6 +60,48 @@ class Logits(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         return self._function(pixels)
+
+
+class Recorded(nn.Module):
+    """A network whose logits are kept."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._model = model
+        self.logits: list[torch.Tensor] = []
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        logits = self._model(pixels)
+        self.logits.append(logits)
+        return logits
+
+
+def tally_by_hand(logits: Sequence[torch.Tensor], rows: int) -> Tally:
+    """Row by row, in Python's own numbers; ``rows`` of each image, rows that pad the last batch left out."""
+    table = torch.cat(list(logits)).tolist()[: rows * len(KEYS)]
+    votes, invalid, ties = np.zeros((len(KEYS), CLASSES), int), np.zeros(len(KEYS), int), np.zeros(len(KEYS), int)
+    for i, row in enumerate(table):
+        if any(value != value for value in row):
+            invalid[i // rows] += 1
+            continue
+        votes[i // rows, row.index(max(row))] += 1
+        ties[i // rows] += row.count(max(row)) > 1
+    return Tally(votes, invalid, ties)
+
+
+def assert_same(one: Tally, other: Tally) -> None:
+    for field in ("votes", "invalid", "ties"):
+        np.testing.assert_array_equal(getattr(one, field), getattr(other, field), err_msg=field)
+
+
+def faulty(pixels: torch.Tensor) -> torch.Tensor:
+    """Logits of which some are equal, and some NaN or infinite, under every kind of noise."""
+    parts = torch.remainder(pixels.flatten(1) * 37, 1)
+    logits = (4 * parts[:, :CLASSES]).floor()
+    logits[parts[:, 4:8] > 0.9] = float("inf")
+    logits[parts[:, 8:12] > 0.9] = -float("inf")
+    logits[parts[:, 12:16] > 0.9] = float("nan")
+    return logits
 
 
 def one_by_one(model: nn.Module, phase: Phase = "estimation", first_draw: int = 0) -> Votes:
@@ -205,14 +255,98 @@ def test_equal_logits_vote_for_the_lowest_class() -> None:
     assert count(Logits(lambda pixels: tied.expand(len(pixels), -1)))[:, 1].tolist() == [DRAWS] * 3
 
 
+def test_ties_are_equal_largest_logits() -> None:
+    """Not equal smaller ones, not those next to each other; infinities are equal to each other, NaN to nothing."""
+    inf, nan = float("inf"), float("nan")
+    rows = {
+        (0.0, 1.0, 1.0, 0.5): True,
+        (1.0, 1.0, 1.0, 1.0): True,
+        (1.0, 0.0, 0.0, 0.0): False,
+        (0.0, -0.0, -1.0, -2.0): True,
+        (inf, 0.0, inf, 1.0): True,
+        (inf, 0.0, 0.0, -inf): False,
+        (-inf, -inf, -inf, -inf): True,
+        (-inf, -inf, -inf, 0.0): False,
+        (1.0, float(np.nextafter(np.float32(1), np.float32(2))), 0.0, 0.0): False,
+        (nan, 1.0, 1.0, 0.0): False,
+        (inf, inf, 0.0, nan): False,
+        (nan, nan, nan, nan): False,
+    }
+    for row, tied in rows.items():
+        logits = torch.tensor(row)
+        tally = tally_of(Logits(lambda pixels, logits=logits: logits.expand(len(pixels), -1)), draws=5)
+        valid = not np.isnan(row).any()
+        assert tally.ties.tolist() == [5 * tied] * 3, row
+        assert tally.invalid.tolist() == [5 * (not valid)] * 3, row
+        # The lowest of the largest gets the votes.
+        assert tally.votes[:, row.index(max(row))].tolist() == [5 * valid] * 3, row
+        assert tally.votes.sum() == 15 * valid
+
+
+@pytest.mark.parametrize("noise", KINDS, ids=repr)
+@pytest.mark.parametrize("batch_size", [1, 7, 16, 64, 1000, None])
+def test_every_draw_is_a_vote_or_invalid(noise: Noise, batch_size: int | None) -> None:
+    """Whatever the noise and the batch: votes, invalid draws and ties are those of the logits one by one."""
+    draws = 102
+    model = Recorded(Logits(faulty))
+    tally = tally_of(model, noise=noise, draws=draws, batch_size=batch_size)
+    assert_same(tally, tally_by_hand(model.logits, draws))
+    assert_same(tally, tally_of(Logits(faulty), noise=noise, draws=draws, batch_size=48))
+    for counts in (tally.votes, tally.invalid, tally.ties):
+        assert counts.dtype == np.int64
+    assert tally.votes.shape == (3, CLASSES)
+    assert tally.invalid.shape == tally.ties.shape == (3,)
+    np.testing.assert_array_equal(tally.votes.sum(axis=1) + tally.invalid, draws)
+    assert np.all((tally.votes.min(axis=1) > 0) & (tally.ties > 0) & (tally.invalid > 0))
+    assert np.all(tally.ties <= tally.votes.sum(axis=1))
+
+
+@pytest.mark.parametrize("noise", KINDS, ids=repr)
+@pytest.mark.parametrize("batch_size", [16, 32, 64, None])
+def test_a_networks_tally_is_the_same_in_any_batch(noise: Noise, batch_size: int | None) -> None:
+    """For draws that do not fill the batches, in one part or several, as one image or among others."""
+    whole = tally_of(noise=noise, draws=102, batch_size=48)
+    assert_same(tally_of(noise=noise, draws=102, batch_size=batch_size), whole)
+    parts = [tally_of(noise=noise, draws=51, first_draw=first, batch_size=batch_size) for first in (0, 51)]
+    np.testing.assert_array_equal(parts[0].votes + parts[1].votes, whole.votes)
+    alone = tally_of(pixels=images()[1:2], keys=KEYS[1:2], noise=noise, draws=102, batch_size=batch_size)
+    np.testing.assert_array_equal(alone.votes[0], whole.votes[1])
+    assert (whole.votes > 0).sum() > len(KEYS)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_ties_of_low_precision_are_counted(precision: str) -> None:
+    """Logits of 8 or 11 binary digits are equal now and then, where those of 24 never are."""
+    model = Recorded(network())
+    tally = tally_of(model, precision=precision, draws=4000, batch_size=64)
+    assert {logits.dtype for logits in model.logits} == {getattr(torch, precision)}
+    assert_same(tally, tally_by_hand(model.logits, 4000))
+    assert tally.ties.sum() > 0
+    assert np.all(tally.votes.sum(axis=1) == 4000)
+    assert not tally_of(draws=4000, batch_size=64).ties.any()
+
+
+def test_padding_of_the_last_batch_counts_nowhere() -> None:
+    """Three images of 7 draws in batches of 16: eleven rows too many, all of which would be tied."""
+    tied = tally_of(Logits(lambda pixels: torch.zeros(len(pixels), CLASSES)), draws=7, batch_size=16)
+    assert tied.ties.tolist() == [7] * 3
+    assert tied.votes[:, 0].tolist() == [7] * 3
+    broken = tally_of(Logits(lambda pixels: torch.full((len(pixels), CLASSES), float("nan"))), draws=7, batch_size=16)
+    assert broken.invalid.tolist() == [7] * 3
+    assert not broken.ties.any()
+
+
 def test_no_draws_give_no_votes() -> None:
-    votes = count(draws=0)
-    assert votes.shape == (3, CLASSES)
-    assert not votes.any()
+    tally = tally_of(draws=0)
+    assert tally.votes.shape == (3, CLASSES)
+    assert tally.invalid.shape == tally.ties.shape == (3,)
+    assert not any(counts.any() for counts in (tally.votes, tally.invalid, tally.ties))
 
 
 def test_no_images_give_an_empty_table() -> None:
-    assert count(pixels=images()[:0], keys=[]).shape == (0, CLASSES)
+    tally = tally_of(pixels=images()[:0], keys=[])
+    assert tally.votes.shape == (0, CLASSES)
+    assert tally.invalid.shape == tally.ties.shape == (0,)
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])

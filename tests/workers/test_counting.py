@@ -14,17 +14,31 @@ import pytest
 import torch
 from torch import nn
 
+from stn_core.noise import Draws, Phase
+from stn_core.votes import count_votes
 from tests.networks import nan, tiny, tiny_rgb
 from tests.workers.samples import encoded, noise_image, write_parquet
 from workers.counting import CountJob, count_shard, load_model
 from workers.counts_table import SCHEMA, dense
 from workers.images import ImageSet, open_dataset
-from workers.settings import Digits, GaussianNoise, Model, Normalization, ParquetImages, Sampling
+from workers.settings import (
+    Digits,
+    GaussianNoise,
+    LaplaceNoise,
+    Model,
+    Noise,
+    Normalization,
+    ParquetImages,
+    Sampling,
+    SplittingNoise,
+    StoreSettings,
+    UniformNoise,
+)
 
 CPU = torch.device("cpu")
 
 JOB = CountJob(
-    run="unused",
+    store=StoreSettings(run="unused"),
     dataset=Digits(kind="digits"),
     model=Model(name="tests.networks:tiny"),
     noise=GaussianNoise(sigma=0.7),
@@ -135,6 +149,121 @@ def test_nan_logits_vote_for_no_class_and_are_counted(digits: ImageSet) -> None:
     assert rows["error"].null_count == 64
 
 
+# --- Kinds of noise ------------------------------------------------------------------------------------------------
+
+NOISES: dict[str, Noise] = {
+    "plain": GaussianNoise(sigma=0.7),
+    "sound": GaussianNoise(sigma=0.7, sampler="sound"),
+    "laplace": LaplaceNoise(kind="laplace", scale=0.5),
+    "uniform": UniformNoise(kind="uniform", scale=1.0),
+    "splitting": SplittingNoise(kind="splitting", scale=0.4),
+}
+
+
+def under(name: str, draws: int = 24) -> CountJob:
+    """``JOB`` under a kind of noise; splitting noise has 204 draws, of one phase."""
+    sampling = {"draws": 204, "selection_draws": 0} if name == "splitting" else {"draws": draws}
+    return with_sampling(dataclasses.replace(JOB, noise=NOISES[name]), **sampling)
+
+
+class Coarse(nn.Module):
+    """Its logits are ten pixels in few steps, so that they tie often; NaN where the first pixel is above 0.05.
+
+    Exact, whatever the batch.
+    """
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits = (images[:, 0, 14, 9:19] * 3).floor()
+        return logits.masked_fill((images[:, 0, 0, 0] > 0.05)[:, None], float("nan"))
+
+
+@pytest.mark.parametrize("name", NOISES)
+def test_a_shards_rows_are_what_count_votes_says_of_its_images(digits: ImageSet, name: str) -> None:
+    job = dataclasses.replace(under(name), shard_size=25, indices=range(3, 64))
+    rows = counted(job, digits, [2, 0, 1])
+    pixels = np.stack([digits.read(index) for index in job.indices])
+    phases: tuple[tuple[Phase, int, str, str], ...] = (
+        ("selection", job.sampling.selection_draws, "selection_invalid", "selection_ties"),
+        ("estimation", job.sampling.draws, "invalid", "ties"),
+    )
+    for phase, draws, invalid, ties in phases:
+        tally = count_votes(
+            tiny(),
+            pixels,
+            noise=NOISES[name].build(),
+            draws=draws,
+            num_classes=10,
+            seed=3,
+            keys=job.indices,
+            phase=phase,
+        )
+        assert np.array_equal(dense(rows[phase], 10), tally.votes)
+        assert rows[invalid].to_pylist() == tally.invalid.tolist()
+        assert rows[ties].to_pylist() == tally.ties.tolist()
+    assert ((dense(rows["estimation"], 10) > 0).sum(axis=1) > 1).mean() > 0.2
+
+
+@pytest.mark.parametrize("name", NOISES)
+def test_shards_of_any_size_give_the_same_rows_under_any_noise(digits: ImageSet, name: str) -> None:
+    job = under(name)
+    whole = counted(job, digits)
+    assert counted(dataclasses.replace(job, shard_size=7, batch_size=16), digits, [9, *range(9)]).equals(whole)
+
+
+def test_each_kind_of_noise_has_votes_of_its_own(digits: ImageSet) -> None:
+    votes = {dense(counted(under(name), digits)["estimation"], 10).tobytes() for name in NOISES}
+    assert len(votes) == len(NOISES)
+
+
+@pytest.mark.parametrize("name", NOISES)
+def test_votes_ties_and_invalid_draws_are_those_of_the_logits_one_by_one(digits: ImageSet, name: str) -> None:
+    job = dataclasses.replace(under(name), indices=range(0, 64, 5), shard_size=5, batch_size=16)
+    rows = counted(job, digits, [0, 1, 2], network=Coarse())
+    phases: tuple[tuple[Phase, int, str, str], ...] = (
+        ("selection", job.sampling.selection_draws, "selection_invalid", "selection_ties"),
+        ("estimation", job.sampling.draws, "invalid", "ties"),
+    )
+    for phase, draws, invalid, ties in phases:
+        votes = dense(rows[phase], 10)
+        for row, index in enumerate(job.indices) if draws else ():
+            noisy = torch.empty(draws, 1, 28, 28)
+            image = torch.from_numpy(digits.read(index))[None]
+            owner = torch.zeros(draws, dtype=torch.int64)
+            NOISES[name].build().perturb(noisy, image, owner, [Draws(3, index, phase, 0, draws)])
+            logits = Coarse()(noisy).numpy()
+            valid = logits[~np.isnan(logits).any(axis=1)]
+            shared = (valid == valid.max(axis=1, keepdims=True)).sum(axis=1) > 1
+            first = [line.tolist().index(line.max()) for line in valid]
+            assert votes[row].tolist() == np.bincount(first, minlength=10).tolist()
+            assert rows[invalid][row].as_py() == draws - len(valid)
+            assert rows[ties][row].as_py() == shared.sum()
+    assert min(rows["ties"].to_numpy().sum(), rows["invalid"].to_numpy().sum()) > 0
+
+
+def test_a_network_that_always_ties_votes_for_the_first_class(digits: ImageSet) -> None:
+    rows = counted(JOB, digits, network=_AllEqual())
+    assert set(rows["ties"].to_pylist()) == {24}
+    assert set(rows["selection_ties"].to_pylist()) == {16}
+    assert dense(rows["estimation"], 10)[:, 0].tolist() == [24] * 64
+
+
+class _AllEqual(nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.new_zeros(len(images), 10)
+
+
+def test_splitting_counts_every_offset_once_whatever_the_image_is_called(digits: ImageSet) -> None:
+    # Exact votes have no chance in them: the image's identity plays no part, the seed only shifts the offsets.
+    job = dataclasses.replace(under("splitting"), indices=range(4))
+    rows = counted(job, digits)
+    assert set(rows["draws"].to_pylist()) == {204}
+    pixels = np.stack([digits.read(0)] * 4)
+    tally = count_votes(
+        tiny(), pixels, noise=NOISES["splitting"].build(), draws=204, num_classes=10, seed=3, keys=[5, 6, 7, 2**60]
+    )
+    assert all(np.array_equal(votes, dense(rows["estimation"], 10)[0]) for votes in tally.votes)
+
+
 # --- Images that cannot be counted ---------------------------------------------------------------------------------
 
 GOOD = [encoded(noise_image(seed)) for seed in range(6)]
@@ -181,6 +310,8 @@ def test_an_image_that_cannot_be_counted_is_a_row_with_a_reason_and_costs_no_oth
         "draws": 0,
         "selection_invalid": 0,
         "invalid": 0,
+        "selection_ties": 0,
+        "ties": 0,
     }
 
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from workers.counts_table import SCHEMA, SCHEMA_VERSION, decode, dense, encode, sparse
+from workers.counts_table import SCHEMA, SCHEMA_VERSION, decode, dense, encode, sparse, totals
 
 
 def table(estimation: NDArray[np.int64], first: int = 0) -> pa.Table:
@@ -33,6 +33,8 @@ def table(estimation: NDArray[np.int64], first: int = 0) -> pa.Table:
             "draws": estimation.sum(axis=1),
             "selection_invalid": zeros,
             "invalid": zeros,
+            "selection_ties": zeros,
+            "ties": numbers,
             "error": pa.array([None] * images, pa.string()),
         },
         schema=SCHEMA,
@@ -84,6 +86,46 @@ def test_a_class_that_the_model_has_not_is_an_error() -> None:
         dense(sparse(VOTES), 3)
 
 
+@given(votes(), st.integers(0, 12), st.integers(0, 12))
+def test_totals_are_the_sums_of_rows_in_slices_and_chunks_too(
+    counts: NDArray[np.int64], start: int, length: int
+) -> None:
+    counts, classes = counts % 2**50, counts.shape[1]
+    whole = pa.chunked_array([sparse(counts[:start]), sparse(counts[start:])])
+    assert totals(whole, classes).tolist() == counts.sum(axis=1).tolist()
+    part = totals(whole.slice(start, length), classes)
+    assert part.dtype == np.int64
+    assert part.tolist() == counts[start : start + length].sum(axis=1).tolist()
+
+
+def test_totals_of_no_rows_and_of_rows_without_votes() -> None:
+    assert totals(pa.chunked_array([], type=SCHEMA.field("estimation").type), 5).shape == (0,)
+    assert totals(pa.chunked_array([sparse(np.zeros((3, 5), dtype=np.int64))]), 5).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ([[(1, 3), (1, 4)]], "name a class twice"),
+        ([[(0, 1)], [(2, 3), (2, 4)], []], "name a class twice"),
+        ([[(0, 1)], [(2, 3), (1, 4)], []], "name a class twice"),
+        ([[(1, 3), (2, 0), (2, 1)]], "name a class twice"),
+        ([[], [(1, -3)]], "negative"),
+        ([[(1, -3), (2, 67)]], "negative"),
+        ([[(-1, 3)]], "classes that do not exist"),
+        ([[(4, 3)], []], "classes that do not exist"),
+    ],
+)
+def test_totals_refuse_votes_that_no_count_can_be(rows: list[list[tuple[int, int]]], says: str) -> None:
+    lists = [[{"class": number, "votes": votes} for number, votes in row] for row in rows]
+    column = pa.chunked_array([pa.array(lists, SCHEMA.field("estimation").type)])
+    with pytest.raises(ValueError, match=says):
+        totals(column, 4)
+    # The same class in two rows is no repetition, wherever the rows are cut.
+    good = pa.array([[{"class": 2, "votes": 1}]] * 2, SCHEMA.field("estimation").type)
+    assert totals(pa.chunked_array([good, good]), 4).tolist() == [1] * 4
+
+
 @given(votes())
 def test_encoding_keeps_rows_and_provenance(counts: NDArray[np.int64]) -> None:
     counts = counts % 1000
@@ -112,6 +154,28 @@ def parquet(rows: pa.Table, metadata: Any = None) -> bytes:
 def test_a_newer_version_is_refused_by_number() -> None:
     with pytest.raises(ValueError, match=f"newer version .*{SCHEMA_VERSION + 1}"):
         decode(parquet(table(VOTES), {"schema_version": SCHEMA_VERSION + 1}))
+
+
+def test_a_table_of_version_1_is_read_with_ties_unknown() -> None:
+    old = table(VOTES).drop_columns(["selection_ties", "ties"])
+    found, provenance = decode(parquet(old, {"schema_version": 1, "shard": 3}))
+    assert provenance == {"schema_version": 1, "shard": 3}
+    assert found.schema.equals(SCHEMA)
+    assert found["ties"].to_pylist() == found["selection_ties"].to_pylist() == [None] * 3
+    assert found.select(old.column_names).equals(old)
+
+
+@pytest.mark.parametrize("name", ["ties", "selection_ties"])
+def test_a_table_of_this_version_without_ties_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="columns are missing"):
+        decode(parquet(table(VOTES).drop_columns([name]), {"schema_version": SCHEMA_VERSION}))
+
+
+@pytest.mark.parametrize("name", sorted(set(SCHEMA.names) - {"ties", "selection_ties"}))
+def test_a_table_of_version_1_without_one_of_its_columns_is_refused(name: str) -> None:
+    old = table(VOTES).drop_columns(["selection_ties", "ties", name])
+    with pytest.raises(ValueError, match="columns are missing"):
+        decode(parquet(old, {"schema_version": 1}))
 
 
 def test_columns_of_a_later_writer_of_the_same_version_are_left_out() -> None:
@@ -164,9 +228,12 @@ def test_pandas_reads_a_folder_of_encoded_files_without_our_code(tmp_path: Path)
         "draws",
         "selection_invalid",
         "invalid",
+        "selection_ties",
+        "ties",
         "error",
     ]
     assert frame["index"].tolist() == [0, 1, 2, 3, 4, 5]
     assert frame["draws"].tolist() == [10, 0, 10] * 2
     assert list(frame["estimation"][3]) == [{"class": 1, "votes": 7}, {"class": 3, "votes": 3}]
+    assert frame["ties"].tolist() == [0, 1, 2, 3, 4, 5]
     assert frame["error"].isna().all()

@@ -5,22 +5,29 @@ import os
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from tests.object_store import BUCKET, ObjectStore
 from workers.store import LocalStore, ObjectMissing, Store, StoreError, open_store
 
 # --- What every store promises -------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["folder"])
-def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Store]:
+@pytest.fixture(params=["folder", "s3"])
+def reopen(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Store]:
     """Opens the same empty run of each kind of store, as often as asked."""
-    uris = {"folder": str(tmp_path / "runs" / "run")}
-    return lambda: open_store(uris[request.param])
+    if request.param == "folder":
+        return lambda: open_store(str(tmp_path / "runs" / "run"))
+    server: ObjectStore = request.getfixturevalue("object_store")
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    uri = f"s3://{BUCKET}/{uuid.uuid4().hex}/run"
+    return lambda: open_store(uri)
 
 
 @pytest.fixture
@@ -78,7 +85,8 @@ def test_of_threads_that_create_the_same_object_one_wins(reopen: Callable[[], St
         assert reopen().read(f"race/{number}") == bytes(winners) * 10_000
 
 
-def test_a_reader_sees_an_object_whole_or_not_at_all(reopen: Callable[[], Store]) -> None:
+@pytest.mark.parametrize("by", ["replace", "replace_file"])
+def test_a_reader_sees_an_object_whole_or_not_at_all(reopen: Callable[[], Store], tmp_path: Path, by: str) -> None:
     versions = [bytes([version]) * 200_000 for version in range(20)]
     reopen().create("a", versions[0])
     seen: list[bytes] = []
@@ -91,7 +99,11 @@ def test_a_reader_sees_an_object_whole_or_not_at_all(reopen: Callable[[], Store]
     watcher = threading.Thread(target=watch)
     watcher.start()
     for version in versions:
-        reopen().replace("a", version)
+        if by == "replace":
+            reopen().replace("a", version)
+        else:
+            (tmp_path / "source").write_bytes(version)
+            reopen().replace_file("a", tmp_path / "source")
     done.set()
     watcher.join()
     assert seen
@@ -103,6 +115,52 @@ def test_replace_writes_a_new_object_and_over_an_old_one(store: Store) -> None:
     assert store.read("report") == b"long first content"
     store.replace("report", b"second")
     assert store.read("report") == b"second"
+
+
+@pytest.fixture
+def replacing(tmp_path: Path) -> Callable[[Store, str, bytes], None]:
+    """``replace_file``, called as ``replace`` is: the content goes through a file elsewhere."""
+
+    def replace(store: Store, key: str, content: bytes) -> None:
+        file = tmp_path / "a file to copy"
+        file.write_bytes(content)
+        store.replace_file(key, file)
+
+    return replace
+
+
+Replacing = Callable[[Store, str, bytes], None]
+
+
+def test_replace_file_writes_a_new_object_and_over_an_old_one(
+    store: Store, reopen: Callable[[], Store], replacing: Replacing
+) -> None:
+    content = bytes(range(256)) * 10_000  # more than one buffer
+    replacing(store, "new folder/certificates", content)
+    assert reopen().read("new folder/certificates") == content
+    replacing(store, "new folder/certificates", b"shorter")
+    assert reopen().read("new folder/certificates") == b"shorter"
+    assert keys(store, "") == ["new folder/certificates"]
+    store.replace("new folder/certificates", b"by replace")
+    assert store.read("new folder/certificates") == b"by replace"
+    assert store.create("new folder/certificates", b"by create") is False
+
+
+def test_replace_file_takes_an_empty_file_and_leaves_the_source_as_it_is(store: Store, tmp_path: Path) -> None:
+    for content in (b"", b"kept"):
+        (tmp_path / "source").write_bytes(content)
+        store.replace_file("a", tmp_path / "source")
+        assert store.read("a") == (tmp_path / "source").read_bytes() == content
+    (tmp_path / "source").write_bytes(b"changed later")
+    assert store.read("a") == b"kept"
+
+
+def test_a_file_that_is_not_there_replaces_nothing(store: Store, tmp_path: Path) -> None:
+    store.create("a", b"1")
+    with pytest.raises((OSError, StoreError)):
+        store.replace_file("a", tmp_path / "nowhere")
+    assert store.read("a") == b"1"
+    assert keys(store, "") == ["a"]
 
 
 def test_create_does_not_touch_what_replace_wrote(store: Store) -> None:
@@ -246,11 +304,13 @@ def test_of_processes_that_create_the_same_objects_one_wins_each(root: Path, fol
         assert all(folder.read(f"race/{number}") == name.encode() * 1000 for number in numbers)
 
 
-def test_nothing_is_left_aside(root: Path, folder: LocalStore) -> None:
+def test_nothing_is_left_aside(root: Path, folder: LocalStore, replacing: Replacing) -> None:
     folder.create("a", b"1")
     folder.create("a", b"2")
     folder.replace("a", b"3")
+    replacing(folder, "a", b"4")
     assert leftovers(root) == []
+    assert [path.name for path in root.iterdir()] == ["a"]
 
 
 def test_a_crash_between_writing_and_naming_leaves_nothing_visible(
@@ -264,6 +324,21 @@ def test_a_crash_between_writing_and_naming_leaves_nothing_visible(
         folder.create("counts/a", b"1")
     assert visible(root) == []
     assert keys(folder, "counts/") == []
+
+
+def test_a_crash_while_replacing_leaves_the_old_object(
+    root: Path, folder: LocalStore, replacing: Replacing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    folder.create("a", b"old")
+    monkeypatch.setattr(os, "replace", crash)
+    for write in (LocalStore.replace, replacing):
+        with pytest.raises(KeyboardInterrupt):
+            write(folder, "a", b"new")
+        assert folder.read("a") == b"old"
+        assert visible(root) == ["a"]
 
 
 def test_a_file_system_without_hard_links_is_an_error_of_one_line(
@@ -280,28 +355,37 @@ def test_a_file_system_without_hard_links_is_an_error_of_one_line(
     assert leftovers(root) == []
 
 
-def test_a_full_disk_leaves_nothing_behind(root: Path, folder: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_nothing_behind(
+    root: Path, folder: LocalStore, replacing: Replacing, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     folder.create("a", b"1")
     monkeypatch.setattr(os, "fsync", refuse)
-    for write in (folder.create, folder.replace):
-        with pytest.raises(StoreError, match="No space left"):
-            write("b", b"1")
+    for write in (LocalStore.create, LocalStore.replace, replacing):
+        for key in ("a", "b"):
+            with pytest.raises(StoreError, match="No space left"):
+                write(folder, key, b"2")
+    assert folder.read("a") == b"1"
     assert visible(root) == ["a"]
     assert leftovers(root) == []
 
 
-def test_content_and_name_are_on_disk_before_create_returns(
-    root: Path, folder: LocalStore, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("by", ["create", "replace", "replace_file"])
+def test_content_and_name_are_on_disk_before_a_write_returns(
+    root: Path, folder: LocalStore, replacing: Replacing, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
     calls: list[str] = []
-    link, fsync = os.link, os.fsync
+    link, replace, fsync = os.link, os.replace, os.fsync
 
     def recorded_link(source: Path, target: Path) -> None:
         calls.append("name")
         link(source, target)
+
+    def recorded_replace(source: Path, target: Path) -> None:
+        calls.append("name")
+        replace(source, target)
 
     def recorded_fsync(descriptor: int) -> None:
         path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
@@ -312,8 +396,9 @@ def test_content_and_name_are_on_disk_before_create_returns(
         pytest.skip("needs /proc to tell what is synchronised")
     root.mkdir(parents=True)
     monkeypatch.setattr(os, "link", recorded_link)
+    monkeypatch.setattr(os, "replace", recorded_replace)
     monkeypatch.setattr(os, "fsync", recorded_fsync)
-    folder.create("a", b"1")
+    {"create": LocalStore.create, "replace": LocalStore.replace, "replace_file": replacing}[by](folder, "a", b"1")
     assert calls == ["content", "name", "folder"]
 
 
@@ -344,12 +429,11 @@ def blocked(root: Path, why: str) -> tuple[LocalStore, str]:
 
 
 @pytest.mark.parametrize("why", BLOCKED)
-def test_what_cannot_be_written_is_a_store_error_of_one_line(root: Path, why: str) -> None:
+def test_what_cannot_be_written_is_a_store_error_of_one_line(root: Path, replacing: Replacing, why: str) -> None:
     store, key = blocked(root, why)
-    writes = [store.replace] if why == "key is a folder" else [store.create, store.replace]
-    for write in writes:
+    for write in (LocalStore.create, LocalStore.replace, replacing)[why == "key is a folder" :]:
         with pytest.raises(StoreError) as caught:
-            write(key, b"1")
+            write(store, key, b"1")
         assert len(str(caught.value).splitlines()) == 1
         assert store.uri in str(caught.value)
 
@@ -384,7 +468,7 @@ def test_a_path_too_long_for_the_file_system_is_a_store_error(root: Path) -> Non
 # --- Which store ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scheme", ["s3", "gs", "http", "ftp"])
+@pytest.mark.parametrize("scheme", ["gs", "http", "ftp"])
 def test_an_unknown_scheme_is_named(scheme: str) -> None:
     with pytest.raises(StoreError, match=f"{scheme}://bucket/run") as caught:
         open_store(f"{scheme}://bucket/run")
