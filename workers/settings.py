@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, FiniteFloat, PositiveInt, Tag, model_validator
 
 from stn_core import noise
+from stn_core.intervals import MOST_TRIALS
 from workers.store import S3Options, Store, open_store
 
 
@@ -162,7 +163,7 @@ Noise = Annotated[
 class Sampling(Section):
     """How many noisy copies of each image vote."""
 
-    draws: PositiveInt = Field(description="estimation draws, n")
+    draws: PositiveInt = Field(le=MOST_TRIALS, description="estimation draws, n")
     selection_draws: int = Field(0, ge=0, description="selection draws, n0; protocol 'split' needs some")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of all noise")
 

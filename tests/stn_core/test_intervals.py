@@ -366,3 +366,33 @@ def test_randomised_bounds_refuse_variates_out_of_range(
 ) -> None:
     with pytest.raises(ValueError, match=r"^uniform must lie in \(0, 1\]$"):
         bound(3, 10, 0.05, uniform)
+
+
+@pytest.mark.parametrize("bound", [lower_bound, upper_bound])
+@pytest.mark.parametrize("failures", [0, 1, 20, 999])
+@pytest.mark.parametrize("u", [None, 0.3])
+def test_bounds_of_ten_million_trials_lie_on_the_right_side(
+    bound: Callable[..., object], failures: int, u: float | None
+) -> None:
+    """By sums of the binomial's first terms in fifty digits: the largest number of trials that is accepted."""
+    trials, error = 10_000_000, 0.0005
+
+    def at_most(count: int, q: mpf) -> mpf:
+        term = total = (1 - q) ** trials
+        for i in range(1, count + 1):
+            term *= q / (1 - q) * (trials - i + 1) / i
+            total += term
+        return total if count >= 0 else mpf(0)
+
+    with mp.workdps(50):
+        found = mpf(float(bound(trials - failures if bound is lower_bound else failures, trials, error, u)))
+        q, weight = 1 - found if bound is lower_bound else found, mpf(u or 1)
+        spent = (1 - weight) * at_most(failures - 1, q) + weight * at_most(failures, q)
+        assert spent <= error
+        assert spent > error * (1 - mpf("1e-2"))
+
+
+@pytest.mark.parametrize("bound", [lower_bound, upper_bound])
+def test_more_trials_than_can_be_bounded_accurately_are_refused(bound: Callable[..., object]) -> None:
+    with pytest.raises(ValueError, match="trials must be at most 10000000"):
+        bound(5, 10_000_001, 0.05)

@@ -66,7 +66,7 @@ def test_create_works_again_after_a_delete(store: Store) -> None:
 
 
 def test_of_threads_that_create_the_same_object_one_wins(reopen: Callable[[], Store]) -> None:
-    racers, rounds = 8, 20
+    racers, rounds = 8, 5
     barrier = threading.Barrier(racers)
 
     def race(racer: int) -> list[bool]:
@@ -87,7 +87,7 @@ def test_of_threads_that_create_the_same_object_one_wins(reopen: Callable[[], St
 
 @pytest.mark.parametrize("by", ["replace", "replace_file"])
 def test_a_reader_sees_an_object_whole_or_not_at_all(reopen: Callable[[], Store], tmp_path: Path, by: str) -> None:
-    versions = [bytes([version]) * 200_000 for version in range(20)]
+    versions = [bytes([version]) * 200_000 for version in range(8)]
     reopen().create("a", versions[0])
     seen: list[bytes] = []
     done = threading.Event()
