@@ -1,18 +1,18 @@
 """Certificates: from bounds on class probabilities to a radius. One file per bound; this is the register."""
 
-from stn_core.certificates import linf, neyman_pearson, pixeldp, renyi
+from stn_core.certificates import linf, neyman_pearson, neyman_pearson_laplace, pixeldp, renyi, uniform
 from stn_core.certificates.certificate import Certificate, Norm
 
 _L2 = (renyi.CERTIFICATE, neyman_pearson.TWO_CLASS, neyman_pearson.ONE_CLASS, pixeldp.GAUSSIAN)
 
 _L1 = (
     renyi.LAPLACE,
-    neyman_pearson.LAPLACE_TWO_CLASS,
-    neyman_pearson.LAPLACE_ONE_CLASS,
+    neyman_pearson_laplace.TWO_CLASS,
+    neyman_pearson_laplace.ONE_CLASS,
     pixeldp.LAPLACE,
-    neyman_pearson.UNIFORM_TWO_CLASS,
-    neyman_pearson.UNIFORM_ONE_CLASS,
-    neyman_pearson.SPLITTING,
+    uniform.TWO_CLASS,
+    uniform.ONE_CLASS,
+    uniform.SPLITTING,
 )
 
 CERTIFICATES: dict[str, Certificate] = {
