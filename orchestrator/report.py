@@ -238,8 +238,8 @@ def guarantee(view: View) -> str:
     if not any(line.alpha(view.alpha) for line in guaranteed):
         return "the same, for certain: all noise was enumerated"
     return (
-        f"of the run's images at least so many are truly certified, with probability 1 - {view.beta:g} over all noise: "
-        "all figures of this table together, if its settings were chosen before looking"
+        f"truly certified, at least, with probability 1 - {view.beta:g} over all noise, the whole table at once "
+        "(settings chosen before looking)"
     )
 
 
