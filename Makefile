@@ -11,7 +11,7 @@ demo: $(INSTALLED)
 	$(BIN)/stn report runs/demo
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check
