@@ -23,7 +23,7 @@ class Certified:
         radius: no perturbation of at most this size, in the certificate's norm and in [0, 1] pixel units, changes
             the prediction; float64, rounded down, 0 where ``abstain``.
         p1_lower: lower bound on the candidate's probability under noise.
-        p2_upper: upper bound on every other class's, at most 1 - p1_lower (but for rounding).
+        p2_upper: upper bound on every other class's, at most 1 - p1_lower.
     """
 
     prediction: NDArray[np.int64]

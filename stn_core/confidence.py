@@ -231,7 +231,8 @@ def bound_probabilities(
     if protocol.shares is None:
         # Quotients of integers, off by half a unit in the last place at most.
         p1_lower = np.maximum(np.nextafter(top / trials, -np.inf), 0.0)
-        return p1_lower, np.nextafter(runner_up / trials, np.inf), spread
+        # The difference is exact where p1_lower >= 1/2; elsewhere it is far above the runner-up, or the image abstains.
+        return p1_lower, np.minimum(np.nextafter(runner_up / trials, np.inf), 1 - p1_lower), spread
     if uniform is not None:
         top, runner_up, trials = top[spread], runner_up[spread], trials[spread]
         spread = slice(None)

@@ -49,7 +49,8 @@ def lower_bound(successes: ArrayLike, trials: ArrayLike, error: ArrayLike, unifo
     """
     k, n, e = _checked(successes, trials, error)
     if uniform is None:
-        return np.where(k == 0, 0.0, _clopper_pearson(k, n, e) * (1 - _slack(n)))
+        # Without a success there is no bound to find; any other count stands in for it.
+        return np.where(k == 0, 0.0, _clopper_pearson(np.maximum(k, 1), n, e) * (1 - _slack(n)))
     k, n, e, u = np.broadcast_arrays(k, n, e, _checked_uniform(uniform))
     bound = _randomised(k, n, e, np.clip(u, np.minimum(e / (1 - e), 1.0), 1.0)).reshape(k.shape)
     return np.where(k == 0, 0.0, bound * (1 - _slack(n)))
@@ -74,7 +75,7 @@ def _slack(trials: Floats) -> Floats:
 
 
 def _clopper_pearson(k: Floats, n: Floats, error: Floats) -> Floats:
-    """The lower bound itself, not rounded; NaN where k = 0."""
+    """The lower bound itself, not rounded, for k of 1 to n."""
     with np.errstate(divide="ignore", invalid="ignore"):
         bound = special.betaincinv(k, n - k + 1, error)
         for _ in range(_POLISH_STEPS):

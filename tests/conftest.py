@@ -10,8 +10,10 @@ from hypothesis import HealthCheck, settings
 
 from tests.object_store import ObjectStore, seaweedfs
 
-# How long an example takes says something about the machine, not about us.
-settings.register_profile("stn", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# How long an example takes says something about the machine, not about us. The same examples every time: a change is
+# what fails a test. To look for new ones: pytest --hypothesis-profile=search, with --hypothesis-seed=N or without.
+settings.register_profile("stn", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+settings.register_profile("search", settings.get_profile("stn"), derandomize=False)
 settings.load_profile("stn")
 
 
