@@ -12,6 +12,7 @@ from torch import nn
 from benchmarks.measure import Row, compare
 from stn_core import DiscreteGaussian, Gaussian, count_votes
 from stn_core.models import build_network
+from stn_core.noise import Draws
 
 SIGMA = 0.7
 
@@ -32,6 +33,7 @@ def plain_loop(model: nn.Module, images: torch.Tensor, draws: int, batch: int, c
 def rows() -> Iterator[Row]:
     """One row per network: the paper's MNIST one, a small one that Python would bind, and ResNet-18 on 224 x 224."""
     torch.set_num_threads(1)
+    yield noise_alone()
     small = nn.Sequential(nn.Flatten(), nn.Linear(784, 32), nn.ReLU(), nn.Linear(32, 10))
     cases = [
         ("the paper's MNIST network, n = 100", build_network("mnist", 10), (1, 28, 28), 40, 100, 10),
@@ -58,3 +60,17 @@ def rows() -> Iterator[Row]:
             count_votes(m, x, noise=DiscreteGaussian(SIGMA), draws=n, num_classes=k, seed=0, keys=range(len(x)))
 
         yield compare(f"votes, sound sampler: {name}", sound, "the plain sampler", ours, rounds=5)
+
+
+def noise_alone() -> Row:
+    """What the sound sampler costs where nothing else is done."""
+    rows = torch.empty(512, 3, 32, 32)
+    draws = [Draws(0, 0, "estimation", 0, len(rows))]
+    plain, sound = Gaussian(SIGMA), DiscreteGaussian(SIGMA)
+    return compare(
+        "noise of 512 images of 3 x 32 x 32, sound sampler",
+        lambda: sound.fill(rows, draws),
+        "the plain sampler",
+        lambda: plain.fill(rows, draws),
+        rounds=5,
+    )

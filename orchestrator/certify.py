@@ -12,10 +12,11 @@ from orchestrator.dispatch import Counted, Died, Event, Failed, Outcome, Policy,
 from orchestrator.errors import RunError, SpecError
 from orchestrator.plan import Plan, difference
 from orchestrator.progress import Meter, meter
-from orchestrator.reduce import Reduced, View, check_against, published, reduce_run
+from orchestrator.reduce import check_against, reduce_run
 from orchestrator.resolve import resolve
 from orchestrator.runs import counted_shards, read_plan
 from orchestrator.spec import Resources, Spec
+from orchestrator.tables import Reduced, View, published
 from workers import layout
 from workers.store import Store
 

@@ -349,9 +349,10 @@ def reduce(
 
     Example: stn reduce runs/demo --certificate renyi --protocol paper --protocol split --alpha 0.01
     """
-    from orchestrator.reduce import View, check_against, reduce_run
+    from orchestrator.reduce import check_against, reduce_run
     from orchestrator.reported import load_run
     from orchestrator.runs import counted_shards, read_plan
+    from orchestrator.tables import View
 
     store = open_store(run)
     planned = read_plan(store)

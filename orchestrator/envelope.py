@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from orchestrator.reduce import Line
 from orchestrator.reported import ReportedRun
+from orchestrator.tables import Line
 from stn_core.dataset import truly_certified
 
 

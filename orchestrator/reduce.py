@@ -6,8 +6,8 @@ import contextlib
 import io
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,180 +19,29 @@ from numpy.typing import NDArray
 from orchestrator.errors import RunError, SpecError
 from orchestrator.plan import Plan
 from orchestrator.runs import CountRows, counted_shards, read_votes
-from orchestrator.spec import Spec, check_view
+from orchestrator.spec import check_view
+from orchestrator.tables import (
+    CERTIFICATES_SCHEMA,
+    CURVES_SCHEMA,
+    METADATA_KEY,
+    SCHEMA_VERSION,
+    Line,
+    Reduced,
+    Summary,
+    View,
+)
 from stn_core.certificates import CERTIFICATES
 from stn_core.certify import Certified, as_votes, certify_outcomes
-from stn_core.confidence import PROTOCOLS, Interval, outcomes_of
+from stn_core.confidence import PROTOCOLS, outcomes_of
 from stn_core.curves import certified_correct
 from stn_core.dataset import population_interval, truly_certified
 from stn_core.naming import one_line
 from stn_core.noise import interval_variates
 from workers import layout
-from workers.store import ObjectMissing, Store
-
-#: Version of the two tables below.
-SCHEMA_VERSION = 2
-
-CERTIFICATES_SCHEMA = pa.schema(
-    [
-        pa.field("index", pa.int64(), nullable=False),
-        pa.field("key", pa.int64(), nullable=False),
-        pa.field("label", pa.int64(), nullable=False),
-        pa.field("prediction", pa.int64()),  # null where the image abstains or could not be counted
-        pa.field("correct", pa.bool_(), nullable=False),  # certified, and for the label
-        pa.field("certificate", pa.string(), nullable=False),
-        pa.field("protocol", pa.string(), nullable=False),
-        pa.field("alpha", pa.float64(), nullable=False),
-        pa.field("norm", pa.string(), nullable=False),
-        pa.field("radius", pa.float64(), nullable=False),  # in [0, 1] pixel units, rounded down; 0 without prediction
-        pa.field("p1_lower", pa.float64(), nullable=False),
-        pa.field("p2_upper", pa.float64(), nullable=False),
-        pa.field("draws", pa.int64(), nullable=False),  # estimation draws; 0 where the image could not be counted
-        pa.field("uniform", pa.float64()),  # the image's variate where intervals are randomised
-    ]
-)
-
-CURVES_SCHEMA = pa.schema(
-    [
-        pa.field("certificate", pa.string(), nullable=False),
-        pa.field("protocol", pa.string(), nullable=False),
-        pa.field("alpha", pa.float64(), nullable=False),
-        pa.field("norm", pa.string(), nullable=False),
-        pa.field("radius", pa.float64(), nullable=False),
-        pa.field("certified_accuracy", pa.float64(), nullable=False),  # certified / images
-        pa.field("paper_accuracy", pa.float64()),  # x (1 - alpha), the paper's section 4; its own protocol only
-        # At least this fraction is truly certified: all of a table's together with probability 1 - beta. Null where the
-        # protocol guarantees nothing.
-        pa.field("guaranteed_accuracy", pa.float64()),
-        # Where the run covers part of a data set, as if drawn at random: certified accuracy on the whole set lies
-        # between these with probability 1 - beta, each radius by itself.
-        pa.field("population_lower", pa.float64()),
-        pa.field("population_upper", pa.float64()),
-        pa.field("population_guaranteed", pa.float64()),  # as guaranteed_accuracy, of the whole data set
-        pa.field("beta", pa.float64(), nullable=False),
-        pa.field("certified", pa.int64(), nullable=False),  # correct, with at least this radius
-        pa.field("images", pa.int64(), nullable=False),  # all images of the plan: the denominator
-        pa.field("abstained", pa.int64(), nullable=False),  # counted, and the votes decide nothing
-        pa.field("failed", pa.int64(), nullable=False),  # could not be counted
-        pa.field("missing", pa.int64(), nullable=False),  # not counted yet
-    ]
-)
-
-_METADATA_KEY = b"stn"
+from workers.store import Store
 
 #: Rows of certificates that a reader may skip as one.
 _ROW_GROUP = 100_000
-
-
-@dataclass(frozen=True)
-class Line:
-    """A certificate under a protocol: one line of a figure.
-
-    Attributes:
-        certificate: a name in ``CERTIFICATES``.
-        protocol: a name in ``PROTOCOLS``.
-    """
-
-    certificate: str
-    protocol: str
-
-    @property
-    def guaranteed(self) -> bool:
-        """Whether certificates of this line are true with probability 1 - alpha."""
-        return PROTOCOLS[self.protocol].rigorous
-
-    def alpha(self, alpha: float) -> float:
-        """The failure probability of one certificate, where ``alpha`` is asked for: 0 where it is certain."""
-        return 0.0 if PROTOCOLS[self.protocol].shares is None else alpha
-
-
-@dataclass(frozen=True)
-class View:
-    """Which certificates to compute from the votes.
-
-    Attributes:
-        certificates: names in ``CERTIFICATES``.
-        protocols: names in ``PROTOCOLS``; every certificate is computed under each.
-        alpha: failure probability of one image's certificate.
-        radii: where curves are read off, in [0, 1] pixel units, increasing.
-        interval: how counts bound probabilities.
-        beta: failure probability of statements about the whole data set.
-    """
-
-    certificates: tuple[str, ...]
-    protocols: tuple[str, ...]
-    alpha: float
-    radii: tuple[float, ...]
-    interval: Interval
-    beta: float
-
-    @classmethod
-    def of(cls, spec: Spec) -> View:
-        """The view a spec asks for."""
-        confidence = spec.confidence
-        return cls(
-            spec.certificates,
-            (confidence.protocol,),
-            confidence.alpha,
-            spec.radii,
-            confidence.interval,
-            confidence.beta,
-        )
-
-    @property
-    def lines(self) -> list[Line]:
-        """Every certificate under every protocol."""
-        return [Line(certificate, protocol) for certificate in self.certificates for protocol in self.protocols]
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> View:
-        """The inverse of ``dataclasses.asdict``, which JSON has made lists of tuples in."""
-        lists = {name: tuple(values[name]) for name in ("certificates", "protocols", "radii")}
-        return cls(**{**values, **lists})
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What became of a run's images: ``images`` = ``counted`` + ``failed`` + ``missing``.
-
-    Attributes:
-        images: in the plan.
-        counted: with votes.
-        failed: that could not be counted.
-        missing: not counted yet.
-        majority_correct: counted images whose most voted class is the label: natural accuracy under noise.
-        invalid_votes: estimation draws whose logits held a NaN.
-        ties: estimation draws whose largest logit several classes shared; None where some votes are from before they
-            were counted.
-    """
-
-    images: int
-    counted: int
-    failed: int
-    missing: int
-    majority_correct: int
-    invalid_votes: int
-    ties: int | None
-
-    @property
-    def complete(self) -> bool:
-        """Every image has votes."""
-        return self.counted == self.images
-
-
-@dataclass(frozen=True)
-class Reduced:
-    """A reduced run.
-
-    Attributes:
-        view: what was computed.
-        summary: what became of the images.
-        curves: by CURVES_SCHEMA.
-    """
-
-    view: View
-    summary: Summary
-    curves: pa.Table
 
 
 def reduce_run(store: Store, plan: Plan, view: View, observe: Callable[[int], None] = lambda shards: None) -> Reduced:
@@ -214,19 +63,19 @@ def reduce_run(store: Store, plan: Plan, view: View, observe: Callable[[int], No
     check_against(plan, view)
     present = counted_shards(store, plan)
     folder = "" if len(present) == plan.shards else layout.PARTIAL
-    tally = _Tally(view, plan)
+    sums = _Sums(view, plan)
     with _scratch_folder() as scratch:
         # On disk, since the table of a large run does not fit in memory.
         table = scratch / layout.CERTIFICATES
         with pq.ParquetWriter(table, CERTIFICATES_SCHEMA, compression="zstd") as writer:
             for votes in read_votes(store, plan, present, observe):
-                for rows in tally.add(votes):
+                for rows in sums.add(votes):
                     writer.write_table(rows, row_group_size=_ROW_GROUP)
-            summary = tally.summary()
+            summary = sums.summary()
             facts = {"view": asdict(view), "summary": asdict(summary), **plan.provenance()}
             metadata = json.dumps({"schema_version": SCHEMA_VERSION, **facts}, sort_keys=True)
-            writer.add_key_value_metadata({_METADATA_KEY: metadata.encode()})
-        curves = tally.curves().replace_schema_metadata({_METADATA_KEY: metadata.encode()})
+            writer.add_key_value_metadata({METADATA_KEY: metadata.encode()})
+        curves = sums.curves().replace_schema_metadata({METADATA_KEY: metadata.encode()})
         # Curves carry the view and are published last: while they exist, both tables are of that view. An incomplete
         # run has no complete tables, or no longer.
         for stale in (layout.CURVES, layout.PARTIAL + layout.CURVES):
@@ -248,7 +97,7 @@ def _scratch_folder() -> Iterator[Path]:
         ) from error
 
 
-class _Tally:
+class _Sums:
     """Sums over all rows, part by part."""
 
     def __init__(self, view: View, plan: Plan) -> None:
@@ -296,45 +145,6 @@ class _Tally:
             for line, counts in self._certified.items()
         ]
         return pa.concat_tables(parts)
-
-
-def published(store: Store, *, partial: bool = False) -> Reduced | None:
-    """What the last reduce published, if it was of this version. Raises RunError if it is damaged or of a newer one."""
-    key = (layout.PARTIAL if partial else "") + layout.CURVES
-    try:
-        content = store.read(key)
-    except ObjectMissing:
-        return None
-    try:
-        curves = pq.read_table(io.BytesIO(content))
-        metadata = json.loads(curves.schema.metadata[_METADATA_KEY])
-        version = metadata["schema_version"]
-        if not isinstance(version, int):
-            raise ValueError(f"its schema_version is {version!r}")
-        if version < SCHEMA_VERSION:
-            return None
-        if version == SCHEMA_VERSION:
-            return Reduced(View.from_json(metadata["view"]), Summary(**metadata["summary"]), curves)
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-        raise RunError(f"{store.uri}/{key} is damaged: run `stn reduce` again") from error
-    raise RunError(f"{store.uri}/{key} was written by a newer version: update this installation")
-
-
-def read_certificates(
-    store: Store, reduced: Reduced, columns: Sequence[str] | None = None, *, partial: bool = False
-) -> pa.Table:
-    """The table of certificates published with ``reduced``, or some of its columns; names as dictionaries.
-
-    Raises RunError if it is missing, damaged, or of another reduce: two at once may have published in turns.
-    """
-    key = (layout.PARTIAL if partial else "") + layout.CERTIFICATES
-    try:
-        file = pq.ParquetFile(io.BytesIO(store.read(key)), read_dictionary=["certificate", "protocol", "norm"])
-        if file.metadata.metadata.get(_METADATA_KEY) == reduced.curves.schema.metadata[_METADATA_KEY]:
-            return file.read(columns)
-    except (ObjectMissing, pa.ArrowException, OSError) as error:
-        raise RunError(f"{store.uri}/{key} is missing or damaged: run `stn reduce` again") from error
-    raise RunError(f"{store.uri}/{key} and {layout.CURVES} are of two reduces: run `stn reduce` again")
 
 
 def check_against(plan: Plan, view: View) -> None:

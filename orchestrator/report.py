@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from orchestrator.envelope import Envelope, envelopes
-from orchestrator.reduce import Line, Summary, View, published, read_certificates
 from orchestrator.reported import ReportedRun
+from orchestrator.tables import Line, Summary, View, published, read_certificates
 from stn_core.certificates import CERTIFICATES
 from stn_core.confidence import PROTOCOLS
 from stn_core.curves import certified_correct

@@ -9,8 +9,8 @@ import pyarrow.compute as pc
 
 from orchestrator.errors import RunError
 from orchestrator.plan import Plan
-from orchestrator.reduce import Line, Reduced, published
 from orchestrator.runs import read_plan
+from orchestrator.tables import Line, Reduced, published
 from workers.store import Store
 
 

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from orchestrator.envelope import Envelope, envelopes
-from orchestrator.reduce import Line, View, reduce_run
+from orchestrator.reduce import reduce_run
 from orchestrator.report import best_table, percent, report_html
 from orchestrator.reported import ReportedRun, load_run
+from orchestrator.tables import Line, View
 from stn_core import truly_certified
 from tests.orchestrator.runs import MadeRun, invented, plan_of
 

@@ -14,19 +14,18 @@ import pytest
 
 from orchestrator.errors import RunError, SpecError
 from orchestrator.plan import Plan
-from orchestrator.reduce import (
+from orchestrator.reduce import check_against, reduce_run
+from orchestrator.reported import load_run
+from orchestrator.runs import counted_shards, read_plan, read_shard, read_votes
+from orchestrator.tables import (
     CERTIFICATES_SCHEMA,
     CURVES_SCHEMA,
     SCHEMA_VERSION,
     Line,
     View,
-    check_against,
     published,
     read_certificates,
-    reduce_run,
 )
-from orchestrator.reported import load_run
-from orchestrator.runs import counted_shards, read_plan, read_shard, read_votes
 from stn_core import CERTIFICATES, certify, interval_variates, population_interval, truly_certified
 from tests.orchestrator.runs import NOISES, MadeRun, invented, plan_of, sharded
 from workers import counts_table, layout

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from orchestrator.errors import RunError
-from orchestrator.reduce import Line, View, reduce_run
+from orchestrator.reduce import reduce_run
 from orchestrator.report import (
     Steps,
     facts,
@@ -32,6 +32,7 @@ from orchestrator.report import (
     report_html,
 )
 from orchestrator.reported import ReportedRun, load_run
+from orchestrator.tables import Line, View
 from stn_core import CERTIFICATES
 from tests.orchestrator.runs import NOISES, MadeRun, invented, plan_of
 from workers import layout
