@@ -1,0 +1,103 @@
+"""What all commands share: exit codes, options, and one line instead of a traceback."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from orchestrator.errors import SpecError, StnError, TrainingError, WorkersError
+from orchestrator.spec import Spec, load_spec
+from workers.store import StoreError
+
+EXIT_BUG, EXIT_USAGE, EXIT_INCOMPLETE, EXIT_INTERRUPTED = 1, 2, 3, 130
+
+
+def command(function: Callable[..., int | None]) -> Callable[..., None]:
+    """Expected errors become one line and an exit code; nothing becomes a traceback unless asked for."""
+
+    @functools.wraps(function)
+    def run(**arguments: Any) -> None:
+        signal.signal(signal.SIGTERM, _interrupt)
+        try:
+            code = function(**arguments) or 0
+        except (WorkersError, TrainingError) as error:
+            say(f"error: {error}")
+            code = EXIT_INCOMPLETE
+        except (StnError, StoreError) as error:
+            say(f"error: {error}")
+            code = EXIT_USAGE
+        except KeyboardInterrupt:
+            say("interrupted; what was committed is kept, and the same command continues from there")
+            code = EXIT_INTERRUPTED
+        except click.ClickException:
+            raise
+        except Exception as error:
+            if os.environ.get("STN_TRACEBACK"):
+                raise
+            say(f"internal error: {type(error).__name__}: {error} (STN_TRACEBACK=1 shows where)")
+            code = EXIT_BUG
+        sys.exit(code)
+
+    return run
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def say(text: str) -> None:
+    """A line on standard error."""
+    click.echo(text, err=True)
+
+
+spec_argument = click.argument("spec", type=click.Path(path_type=Path))
+set_option = click.option(
+    "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a value of the spec; repeatable."
+)
+run_option = click.option(
+    "--run",
+    metavar="URI",
+    help="Where the run is kept, a folder or s3://bucket/prefix, instead of the spec's store.run.",
+)
+limit_option = click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Only the first N images, as a run of its own: '-limit-N' is added to the spec's store.run.",
+)
+
+
+def _use_cluster(_: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    # Through the environment, since Ray decides about authentication when it is imported.
+    if value is not None:
+        os.environ["RAY_ADDRESS"] = value
+
+
+address_option = click.option(
+    "--address",
+    metavar="ADDRESS",
+    expose_value=False,
+    callback=_use_cluster,
+    help="Ray cluster. Default: $RAY_ADDRESS, or one embedded in this process.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def load(spec: Path, overrides: Sequence[str], run: str | None = None, limit: int | None = None) -> Spec:
+    """A command's spec, its options applied. Raises SpecError."""
+    changes = list(overrides)
+    if limit is not None:
+        changes.append(f"dataset.limit={limit}")
+        if run is None:
+            run = f"{load_spec(spec, overrides).store.run.rstrip('/')}-limit-{limit}"
+    if run is not None and not run:
+        raise SpecError("--run is empty: name the folder where the run is kept")
+    loaded = load_spec(spec, changes)
+    return loaded if run is None else loaded.model_copy(update={"store": loaded.store.model_copy(update={"run": run})})
