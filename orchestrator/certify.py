@@ -7,17 +7,21 @@ import json
 import logging
 from dataclasses import dataclass
 
-from orchestrator.cluster import ActorPool, Capacity, cluster
-from orchestrator.dispatch import Counted, Died, Event, Failed, Outcome, Policy, dispatch
-from orchestrator.errors import RunError, SpecError
+from orchestrator.cluster import hire_actors
+from orchestrator.crew import Device, Hire, Task
+from orchestrator.dispatch import Counted, Died, Failed, News, Outcome, Slow, Stalled, dispatch
+from orchestrator.errors import RunError
 from orchestrator.plan import Plan, difference
-from orchestrator.progress import Meter, meter
+from orchestrator.policy import Policy
+from orchestrator.presence import announced
+from orchestrator.progress import Meter, meter, time_text
 from orchestrator.reduce import check_against, reduce_run
 from orchestrator.resolve import resolve
-from orchestrator.runs import counted_shards, read_plan
+from orchestrator.runs import counted_shards, failed_images, given_up_shards, read_plan
 from orchestrator.spec import Resources, Spec
 from orchestrator.tables import Reduced, View, published
 from workers import layout
+from workers.counting import CountJob
 from workers.store import Store
 
 log = logging.getLogger(__name__)
@@ -47,13 +51,13 @@ class Certification:
         return self.reduced.summary.complete
 
 
-def certify_run(spec: Spec) -> Certification:
+def certify_run(spec: Spec, *, retry_failed: bool = False, hire: Hire = hire_actors) -> Certification:
     """Bring the run a spec describes to completion, from wherever it stands.
-
-    On the Ray cluster at $RAY_ADDRESS, or one embedded in this process.
 
     Args:
         spec: what to certify, and where the run is kept.
+        retry_failed: count again what could not be counted before, single images and whole shards, and nothing else.
+        hire: who counts; Ray's actors, on the cluster at $RAY_ADDRESS or one embedded in this process.
 
     Raises:
         SpecError: the spec cannot be carried out.
@@ -67,36 +71,46 @@ def certify_run(spec: Spec) -> Certification:
     store.check_exclusive()
     stored = _settle(store, plan)
 
-    done = set(counted_shards(store, plan))
-    pending = [shard for shard in range(plan.shards) if shard not in done]
-    last = published(store) if not pending and store.exists(layout.CERTIFICATES) else None
-    if last is not None and last.view == view:
+    done = counted_shards(store, plan)
+    work = _failed(store, stored, done) if retry_failed else _missing(plan, done)
+    whole = len(done) == plan.shards and not work.images and store.exists(layout.CERTIFICATES)
+    last = published(store) if whole else None
+    if last is not None and last.view == view and not _outdated(store, last):
         return Certification(store.uri, 0, {}, last, nothing_to_do=True)
 
-    outcome = Outcome()
-    if pending:
-        outcome = _count(store, plan, spec.resources, pending)
-    with meter("reducing", len(done) + len(outcome.counted), "shards") as progress:
+    outcome = _count(store, plan, spec.resources, work, hire) if work.images else Outcome(set(), {})
+    with meter("reducing", len(outcome.counted.union(done)), "shards") as progress:
         # By the plan that the run was begun with: its versions are those of the votes, as far as one plan can say.
         reduced = reduce_run(store, stored, view, progress.advance)
     return Certification(store.uri, len(outcome.counted), outcome.given_up, reduced, nothing_to_do=False)
 
 
-def workers_for(resources: Resources, capacity: Capacity) -> tuple[int, float]:
-    """Actors to keep alive and GPUs for each.
+@dataclass(frozen=True)
+class _Work:
+    """What a call is to do.
 
-    Raises:
-        SpecError: more asked for one actor than a cluster that cannot grow has.
+    Attributes:
+        task: with each shard.
+        images: of each shard to be counted, in the order of shards.
     """
-    gpus = resources.gpus_per_actor if resources.gpus_per_actor != "auto" else float(capacity.gpus > 0)
-    if not capacity.may_grow and gpus > capacity.gpus:
-        raise SpecError(
-            f"resources.gpus_per_actor asks for {gpus:g} GPUs and this machine has {capacity.gpus}: set it to 0 or auto"
-        )
-    if resources.actors != "auto":
-        return resources.actors, gpus
-    fitting = capacity.gpus / gpus if gpus > 0 else capacity.cpus / resources.threads_per_actor
-    return max(1, int(fitting)), gpus
+
+    task: Task
+    images: dict[int, int]
+
+
+def _missing(plan: Plan, done: list[int]) -> _Work:
+    missing = sorted(set(range(plan.shards)).difference(done))
+    return _Work("count", {shard: plan.shard_images(shard) for shard in missing})
+
+
+def _failed(store: Store, plan: Plan, done: list[int]) -> _Work:
+    given_up = {shard: plan.shard_images(shard) for shard in given_up_shards(store, plan) if shard not in done}
+    return _Work("retry", dict(sorted({**failed_images(store, plan, done), **given_up}.items())))
+
+
+def _outdated(store: Store, last: Reduced) -> bool:
+    """Whether images that had failed when the tables were published may have been counted since."""
+    return last.summary.failed > 0 and any(layout.retry_of(stored.key) for stored in store.list(layout.COUNTS))
 
 
 def _settle(store: Store, plan: Plan) -> Plan:
@@ -112,37 +126,50 @@ def _settle(store: Store, plan: Plan) -> Plan:
     return stored
 
 
-def _count(store: Store, plan: Plan, resources: Resources, pending: list[int]) -> Outcome:
-    cpus = (1 if resources.actors == "auto" else resources.actors) * resources.threads_per_actor
-    with cluster(cpus) as capacity:
-        actors, gpus = workers_for(resources, capacity)
-        digest = hashlib.sha256(store.read(layout.PLAN)).hexdigest()
-        job = plan.job(store.uri, device="cuda" if gpus > 0 else "cpu", plan_sha256=digest)
-        images = sum(plan.shard_images(shard) for shard in pending)
-        policy = Policy(workers=actors, max_attempts=resources.max_attempts)
-        with meter("counting", images, "images") as progress:
-            pool = ActorPool(job, cpus=resources.threads_per_actor, gpus=gpus, warn=progress.note)
-            try:
-                outcome = dispatch(pending, pool, policy, lambda event: _tell(store, event, progress))
-            finally:
-                pool.close()
+def _count(store: Store, plan: Plan, resources: Resources, work: _Work, hire: Hire) -> Outcome:
+    digest = hashlib.sha256(store.read(layout.PLAN)).hexdigest()
+
+    def make_job(device: Device) -> CountJob:
+        return plan.job(store.uri, device=device, plan_sha256=digest)
+
+    with (
+        meter("counting", sum(work.images.values()), "images") as progress,
+        announced(store, progress.note),
+        hire(make_job, work.task, resources, progress.note) as crew,
+    ):
+        policy = Policy(
+            workers=crew.workers,
+            max_attempts=resources.max_attempts,
+            stall_s=None if resources.stall_s == "auto" else resources.stall_s,
+        )
+        outcome = dispatch(work.images, crew.pool, policy, lambda news: _tell(store, news, work, progress))
     for shard, reason in outcome.given_up.items():
         record = {"shard": shard, "attempts": resources.max_attempts, "reason": reason}
         store.replace(layout.failed(shard), json.dumps(record).encode())
     return outcome
 
 
-def _tell(store: Store, event: Event, progress: Meter) -> None:
-    match event:
+def _tell(store: Store, news: News, work: _Work, progress: Meter) -> None:
+    match news:
         case Counted():
-            store.delete(layout.failed(event.shard))
-            progress.advance(event.images)
-            if event.failed:
-                progress.note(f"shard {event.shard}: {event.failed} of {event.images} images could not be counted")
-            log.debug("%s", event)
+            store.delete(layout.failed(news.shard))
+            progress.advance(work.images[news.shard])
+            if news.failed:
+                progress.note(f"shard {news.shard}: {news.failed} of {news.images} images could not be counted")
+            log.debug("%s", news)
         case Failed():
-            progress.note(f"shard {event.shard} failed on worker {event.worker}: {event.reason}")
+            progress.note(f"shard {news.shard} failed on worker {news.worker}: {news.reason}")
         case Died():
-            progress.note(f"worker {event.worker} died and is replaced: {event.reason}")
+            what = "was lost with its node" if news.node_lost else "died"
+            progress.note(f"worker {news.worker} {what} and is replaced: {news.reason}")
+        case Stalled():
+            progress.note(
+                f"shard {news.shard} has stalled, {time_text(news.seconds)} on worker {news.worker}, which is replaced"
+            )
+        case Slow():
+            progress.note(
+                f"shard {news.shard} has been on worker {news.worker} for {time_text(news.seconds)}; if that is too "
+                "long, set resources.stall_s"
+            )
         case _:
-            log.debug("%s", event)
+            log.debug("%s", news)

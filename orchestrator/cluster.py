@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 # Ray reads these once, when it is imported.
@@ -23,14 +24,19 @@ if not any(name in os.environ for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_
     os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
 
 import ray
+import ray.cloudpickle
 import ray.exceptions
 import ray.train
 import ray.util.queue
 from ray.train.torch import TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from orchestrator.crew import Crew, Device, Task
 from orchestrator.dispatch import Counted, Died, Event, Failed, Started
-from orchestrator.errors import TrainingError, WorkersError
+from orchestrator.errors import SpecError, TrainingError, WorkersError
+from orchestrator.spec import Resources
 from workers.counting import CountJob
+from workers.filesystem import object_filesystem
 from workers.ray_entry import CountingActor, Receipt, train_loop
 from workers.training import STATE, Epoch, TrainJob
 
@@ -42,6 +48,9 @@ _NODE_CHECK_S = 5.0
 
 #: Seconds without a single worker after which to say what they wait for.
 _START_WARNING_S = 30.0
+
+#: Seconds that commits under way have to land after an interrupt: less than what follows a SIGTERM in most places.
+_SETTLE_S = 20.0
 
 #: Workers exchange shard numbers and receipts only.
 _OBJECT_STORE_BYTES = 128 * 2**20
@@ -97,11 +106,14 @@ def cluster(cpus: int) -> Iterator[Capacity]:
 class ActorPool:
     """``dispatch.Pool`` of counting actors."""
 
-    def __init__(self, job: CountJob, *, cpus: float, gpus: float, warn: Callable[[str], None]) -> None:
+    def __init__(self, job: CountJob, task: Task, *, cpus: float, gpus: float, warn: Callable[[str], None]) -> None:
         self._job = job
+        self._task = task
         self._needs = f"{cpus:g} CPUs and {gpus:g} GPUs"
         self._warn = warn
-        self._actor_class: Any = ray.remote(CountingActor).options(
+        # A thread of its own for `stop`, which is not to wait for the shard at work.
+        remote: Any = ray.remote(concurrency_groups={"control": 1})  # type: ignore[call-overload]  # known to Ray
+        self._actor_class: Any = remote(CountingActor).options(
             num_cpus=cpus, num_gpus=gpus, max_restarts=0, runtime_env={"env_vars": _ALLOCATOR}
         )
         self._actors: dict[int, Any] = {}
@@ -119,7 +131,12 @@ class ActorPool:
         return worker
 
     def submit(self, worker: int, shard: int) -> None:
-        self._waiting[self._actors[worker].count.remote(shard)] = (worker, shard)
+        work = getattr(self._actors[worker], self._task)
+        self._waiting[work.remote(shard)] = (worker, shard)
+
+    def end(self, worker: int) -> None:
+        ray.kill(self._actors.pop(worker))
+        self._waiting = {ref: waiting for ref, waiting in self._waiting.items() if waiting[0] != worker}
 
     def events(self, timeout_s: float) -> list[Event]:
         refs = list(self._waiting)
@@ -134,6 +151,13 @@ class ActorPool:
             if ref in self._waiting:  # unless its worker's death was among the news before
                 events.append(self._event(ref, *self._waiting.pop(ref)))
         return events
+
+    def settle(self, timeout_s: float) -> None:
+        """Let commits that are under way land, and none begin; waits at most that long."""
+        ready = {worker for worker, shard in self._waiting.values() if shard is not None}
+        if ready:
+            told = [self._actors[worker].stop.remote() for worker in ready]
+            ray.wait(told, num_returns=len(told), timeout=timeout_s)
 
     def close(self) -> None:
         """End every actor at once. A commit is atomic, so nothing is left half done."""
@@ -172,23 +196,81 @@ class ActorPool:
 
     def _bury(self, worker: int, error: Exception) -> Died:
         """Make sure that a worker once reported dead stays so: one out of reach may come back, and its late answers."""
-        ray.kill(self._actors.pop(worker))
-        self._waiting = {ref: waiting for ref, waiting in self._waiting.items() if waiting[0] != worker}
-        return Died(worker, _last_line(str(error)))
+        self.end(worker)
+        return Died(worker, _last_line(str(error)), node_lost=_node_lost(error))
 
 
-def fit(job: TrainJob, *, name: str, storage: Path, gpu: bool, observe: Callable[[Epoch], None]) -> tuple[Path, Epoch]:
+def _node_lost(error: Exception) -> bool:
+    """Whether a worker went with its node, or is out of reach, and did not die by itself."""
+    if isinstance(error, ray.exceptions.ActorUnavailableError):
+        return True
+    return isinstance(error, ray.exceptions.RayActorError) and (error.preempted or "its node has died" in str(error))
+
+
+@contextmanager
+def hire_actors(
+    make_job: Callable[[Device], CountJob], task: Task, resources: Resources, warn: Callable[[str], None]
+) -> Iterator[Crew]:
+    """Counting actors for the time of the block, on the cluster at $RAY_ADDRESS or one embedded in this process.
+
+    Where the block is interrupted, commits that are under way land before the actors end.
+
+    Args:
+        make_job: what the actors are to do, on the device they get.
+        task: what is done with each shard.
+        resources: how many actors, and what each needs.
+        warn: told, in a line, what there is to wait for.
+
+    Raises:
+        SpecError: the cluster has less than one actor needs.
+        WorkersError: there is no cluster.
+    """
+    cpus = (1 if resources.actors == "auto" else resources.actors) * resources.threads_per_actor
+    with cluster(cpus) as capacity:
+        workers, gpus = workers_for(resources, capacity)
+        job = make_job("cuda" if gpus > 0 else "cpu")
+        pool = ActorPool(job, task, cpus=resources.threads_per_actor, gpus=gpus, warn=warn)
+        try:
+            yield Crew(pool, workers)
+        except KeyboardInterrupt:
+            warn("stopping; commits under way land first, a second interrupt stops at once")
+            pool.settle(_SETTLE_S)
+            raise
+        finally:
+            pool.close()
+
+
+def workers_for(resources: Resources, capacity: Capacity) -> tuple[int, float]:
+    """Actors to keep alive and GPUs for each.
+
+    Raises:
+        SpecError: more asked for one actor than a cluster that cannot grow has.
+    """
+    gpus = resources.gpus_per_actor if resources.gpus_per_actor != "auto" else float(capacity.gpus > 0)
+    if not capacity.may_grow and gpus > capacity.gpus:
+        raise SpecError(
+            f"resources.gpus_per_actor asks for {gpus:g} GPUs and this machine has {capacity.gpus}: set it to 0 or auto"
+        )
+    if resources.actors != "auto":
+        return resources.actors, gpus
+    fitting = capacity.gpus / gpus if gpus > 0 else capacity.cpus / resources.threads_per_actor
+    return max(1, int(fitting)), gpus
+
+
+def fit(
+    job: TrainJob, *, name: str, storage: Path | str, gpu: bool, observe: Callable[[Epoch], None]
+) -> tuple[bytes, Epoch]:
     """Train under Ray Train, going on after the newest checkpoint of the run of that name.
 
     Args:
         job: what to train.
         name: the run's name; the same name and storage continue the same run.
-        storage: folder for checkpoints.
+        storage: where checkpoints are kept: a folder, or s3://bucket/prefix.
         gpu: one GPU per worker.
         observe: told of every epoch as it ends.
 
     Returns:
-        The file holding the newest checkpoint, and its epoch.
+        The content of the newest checkpoint's file, and its epoch.
 
     Raises:
         TrainingError: training failed for good.
@@ -204,7 +286,8 @@ def fit(job: TrainJob, *, name: str, storage: Path, gpu: bool, observe: Callable
         ),
         run_config=ray.train.RunConfig(
             name=name,
-            storage_path=str(storage),
+            storage_path=str(storage) if isinstance(storage, Path) else ".",
+            storage_filesystem=None if isinstance(storage, Path) else object_filesystem(storage, job.storage),
             failure_config=ray.train.FailureConfig(max_failures=3),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             worker_runtime_env={"env_vars": _ALLOCATOR},  # type: ignore[call-arg]  # the V2 class is not the typed one
@@ -222,8 +305,8 @@ def fit(job: TrainJob, *, name: str, storage: Path, gpu: bool, observe: Callable
         listener.join()
     if result.error is not None or result.checkpoint is None or result.metrics is None:
         raise TrainingError(f"training failed: {_last_line(str(result.error))}")
-    metrics = result.metrics
-    return Path(result.checkpoint.path) / STATE, Epoch(int(metrics["epoch"]), float(metrics["loss"]))
+    with result.checkpoint.filesystem.open_input_stream(f"{result.checkpoint.path}/{STATE}") as file:
+        return file.read(), Epoch(int(result.metrics["epoch"]), float(result.metrics["loss"]))
 
 
 def _listen(epochs: ray.util.queue.Queue, stop: threading.Event, observe: Callable[[Epoch], None]) -> None:
@@ -241,3 +324,50 @@ def _last_line(text: str) -> str:
     """The cause, which Ray prints after its traceback."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else "no reason given"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a node said to a question.
+
+    Attributes:
+        node: its host and address.
+        value: the answer.
+        failure: why there is none, in a line; empty where there is one.
+    """
+
+    node: str
+    value: Any
+    failure: str = ""
+
+
+def ask_nodes(question: Callable[[], Any], module: ModuleType, timeout_s: float = 60.0) -> list[Answer]:
+    """The answer of each of the cluster's nodes, inside a block of ``cluster``.
+
+    Args:
+        question: asked on every node, in a process of its own.
+        module: sent along whole, since a node may lack it or have another.
+        timeout_s: after which a node has no answer.
+    """
+    ask: Any = ray.remote(num_cpus=0, max_calls=1, max_retries=0)(lambda: question())
+    asked: dict[Any, str] = {}
+    ray.cloudpickle.register_pickle_by_value(module)
+    try:
+        for node in ray.nodes():
+            if node["Alive"]:
+                there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+                name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+                asked[ask.options(scheduling_strategy=there).remote()] = name
+    finally:
+        ray.cloudpickle.unregister_pickle_by_value(module)
+    done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=timeout_s)
+    return [_answer(name, ref if ref in done else None, timeout_s) for ref, name in asked.items()]
+
+
+def _answer(node: str, ref: Any, timeout_s: float) -> Answer:
+    if ref is None:
+        return Answer(node, None, f"nothing heard within {timeout_s:g} s")
+    try:
+        return Answer(node, ray.get(ref))
+    except ray.exceptions.RayError as error:
+        return Answer(node, None, _last_line(str(error)))

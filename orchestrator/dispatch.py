@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
+from orchestrator import policy as decide
 from orchestrator.errors import WorkersError
+from orchestrator.policy import Facts, Policy
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Counted:
         shard: which.
         images: images in the shard.
         failed: those of them that could not be counted.
-        passes: forward passes done.
+        passes: forward passes done; 0 where the shard was found committed.
         first: False if another worker's commit had landed before.
     """
 
@@ -49,13 +51,49 @@ class Failed:
 
 @dataclass(frozen=True)
 class Died:
-    """A worker is gone, with all it had been given."""
+    """A worker is gone, with all it had been given.
+
+    Attributes:
+        worker: which.
+        reason: what is known of its death.
+        node_lost: whether its whole node went with it: a machine taken away is no failure of a shard.
+    """
 
     worker: int
     reason: str
+    node_lost: bool = False
 
 
+@dataclass(frozen=True)
+class RunAgain:
+    """A shard that another worker has not finished was given to an idle one too."""
+
+    worker: int
+    shard: int
+
+
+@dataclass(frozen=True)
+class Stalled:
+    """A worker was at one shard for too long, and is replaced."""
+
+    worker: int
+    shard: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Slow:
+    """A worker has been at one shard for long, and nothing tells yet whether for too long."""
+
+    worker: int
+    shard: int
+    seconds: float
+
+
+#: What happens to workers.
 Event = Started | Counted | Failed | Died
+#: What is told to an observer: what happened, and what was decided.
+News = Event | RunAgain | Stalled | Slow
 
 
 class Pool(Protocol):
@@ -67,31 +105,14 @@ class Pool(Protocol):
     def submit(self, worker: int, shard: int) -> None:
         """Queue a shard on a worker. ``Counted``, ``Failed`` or the worker's ``Died`` follows."""
 
+    def end(self, worker: int) -> None:
+        """End a worker, whatever it is doing. No event of it follows."""
+
     def events(self, timeout_s: float) -> list[Event]:
         """What happened; waits at most that long for something to."""
 
 
 @dataclass(frozen=True)
-class Policy:
-    """When to stop trying.
-
-    Attributes:
-        workers: workers to keep alive.
-        in_flight: shards queued on a worker at a time; the second hides the driver's latency.
-        max_attempts: failures and deaths after which a shard is given up.
-        max_start_deaths: workers in a row that died before they were ready, after which none can start.
-        max_failures: shards that failed at first try since one was last counted, after which nothing works any more.
-            Further tries do not count: those of a few bad shards come last, one after another.
-    """
-
-    workers: int
-    in_flight: int = 2
-    max_attempts: int = 3
-    max_start_deaths: int = 3
-    max_failures: int = 12
-
-
-@dataclass
 class Outcome:
     """What became of the shards.
 
@@ -100,89 +121,139 @@ class Outcome:
         given_up: shard to the reason of its last failure.
     """
 
-    counted: set[int] = field(default_factory=set)
-    given_up: dict[int, str] = field(default_factory=dict)
+    counted: set[int]
+    given_up: dict[int, str]
 
 
 def dispatch(
-    shards: Iterable[int], pool: Pool, policy: Policy, observe: Callable[[Event], None] = lambda event: None
+    shards: Iterable[int],
+    pool: Pool,
+    policy: Policy,
+    observe: Callable[[News], None] = lambda news: None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Outcome:
-    """Count every shard once, or give it up.
+    """Count every shard, or give it up.
 
     Args:
         shards: what is to be done.
         pool: by whom.
         policy: how long to try.
-        observe: told of every event, for progress and logs.
+        observe: told of every event and decision, for progress and logs.
+        clock: the time, s.
 
     Returns:
-        Outcome; ``counted`` and ``given_up`` together are all of ``shards``.
+        Outcome; ``counted`` and ``given_up`` together are all of ``shards``, and no shard is in both.
 
     Raises:
         WorkersError: workers cannot start, or fail at everything.
     """
-    pending = deque(dict.fromkeys(shards))
-    total = len(pending)
-    queues: dict[int, list[int]] = {}
-    starting: set[int] = set()
-    attempts: Counter[int] = Counter()
-    start_deaths = failures = 0
-    outcome = Outcome()
-
-    def failed(shard: int, reason: str) -> None:
-        nonlocal failures
-        attempts[shard] += 1
-        failures += attempts[shard] == 1
-        if failures >= policy.max_failures:
-            raise WorkersError(f"{failures} shards in a row failed, none was counted in between; the last: {reason}")
-        if attempts[shard] >= policy.max_attempts:
-            outcome.given_up[shard] = reason
-        else:
-            pending.append(shard)
-
-    while len(outcome.counted) + len(outcome.given_up) < total:
-        wanted = min(policy.workers, len(pending) + sum(map(len, queues.values())))
-        while len(queues) + len(starting) < wanted:
-            starting.add(pool.start())
-        for worker, shard in assignments(queues, pending, policy.in_flight):
-            queues[worker].append(shard)
-            pool.submit(worker, shard)
+    facts = Facts.of(shards)
+    while facts.open:
+        _act(facts, pool, policy, observe, clock())
         for event in pool.events(timeout_s=1.0):
-            observe(event)
-            match event:
-                case Started(worker):
-                    start_deaths = 0
-                    starting.discard(worker)
-                    queues[worker] = []
-                case Counted(worker, shard):
-                    failures = 0
-                    queues[worker].remove(shard)
-                    outcome.counted.add(shard)
-                case Failed(worker, shard, reason):
-                    queues[worker].remove(shard)
-                    failed(shard, reason)
-                case Died(worker, reason) if worker in starting:
-                    starting.discard(worker)
-                    start_deaths += 1
-                    if start_deaths >= policy.max_start_deaths:
-                        raise WorkersError(f"{start_deaths} workers in a row died while starting; the last: {reason}")
-                case Died(worker, reason):
-                    # The first in the queue was being counted, and may be what killed the worker; the rest was not.
-                    queue = queues.pop(worker, [])
-                    pending.extendleft(reversed(queue[1:]))
-                    if queue:
-                        failed(queue[0], f"its worker died: {reason}")
-    return outcome
+            if not (isinstance(event, Counted) and event.shard in facts.counted):  # of two runs, one is told
+                observe(event)
+            learn(facts, event, policy, clock())
+        _end_stalled(facts, pool, policy, observe, clock())
+    return Outcome(facts.counted, facts.given_up)
 
 
-def assignments(queues: dict[int, list[int]], pending: deque[int], in_flight: int) -> list[tuple[int, int]]:
-    """Take shards from ``pending`` for the workers with the shortest queues, until all hold ``in_flight``."""
-    lengths = {worker: len(queue) for worker, queue in queues.items()}
-    chosen = []
-    while pending and lengths:
-        worker = min(lengths, key=lambda name: lengths[name])
-        if lengths[worker] >= in_flight:
-            break
-        chosen.append((worker, pending.popleft()))
-        lengths[worker] += 1
-    return chosen
+def _act(facts: Facts, pool: Pool, policy: Policy, observe: Callable[[News], None], now: float) -> None:
+    """Carry out what the policy decides, and note it among the facts."""
+    for worker, shard, seconds in decide.slow(facts, policy, now):
+        observe(Slow(worker, shard, seconds))
+        facts.named.add((worker, shard))
+    for _ in range(decide.workers_missing(facts, policy)):
+        facts.starting.add(pool.start())
+    for worker, shard in decide.assignments(facts.queues, facts.pending, policy.in_flight):
+        facts.pending.popleft()
+        _give(facts, pool, worker, shard, now)
+    for worker, shard in decide.second_runs(facts, policy, now):
+        observe(RunAgain(worker, shard))
+        _give(facts, pool, worker, shard, now)
+
+
+def _end_stalled(facts: Facts, pool: Pool, policy: Policy, observe: Callable[[News], None], now: float) -> None:
+    for worker, shard, seconds in decide.stalled(facts, policy, now):
+        observe(Stalled(worker, shard, seconds))
+        pool.end(worker)
+        _lose(facts, worker, f"no result after {seconds:.0f} s", policy)
+
+
+def _give(facts: Facts, pool: Pool, worker: int, shard: int, now: float) -> None:
+    if not facts.queues[worker]:
+        facts.since[worker] = now
+    facts.queues[worker].append(shard)
+    pool.submit(worker, shard)
+
+
+def learn(facts: Facts, event: Event, policy: Policy, now: float) -> None:
+    """Add an event to the facts. Raises WorkersError where it shows that nothing works any more."""
+    match event:
+        case Started(worker):
+            facts.start_deaths = facts.start_losses = 0
+            facts.starting.discard(worker)
+            facts.queues[worker] = []
+        case Counted(worker, shard):
+            facts.failures = 0
+            if event.passes:
+                facts.durations.append(now - facts.since[worker])
+            _take(facts, worker, shard, now)
+            facts.counted.add(shard)
+        case Failed(worker, shard, reason):
+            _take(facts, worker, shard, now)
+            facts.attempts[shard] += 1
+            _failed(facts, shard, reason, policy)
+        case Died(worker, reason, node_lost) if worker in facts.starting:
+            facts.starting.discard(worker)
+            _died_starting(facts, reason, policy, node_lost)
+        case Died(worker, reason, node_lost):
+            what = "its node was lost" if node_lost else "its worker died"
+            _lose(facts, worker, f"{what}: {reason}", policy, node_lost=node_lost)
+
+
+def _take(facts: Facts, worker: int, shard: int, now: float) -> None:
+    facts.queues[worker].remove(shard)
+    facts.since[worker] = now
+
+
+def _lose(facts: Facts, worker: int, reason: str, policy: Policy, *, node_lost: bool = False) -> None:
+    """A worker is gone. The first in its queue was at work, and may be what killed it; the rest was not."""
+    queue = facts.queues.pop(worker, [])
+    facts.since.pop(worker, None)
+    left = [shard for shard in queue[1:] if shard not in facts.counted and not facts.holders(shard)]
+    facts.pending.extendleft(reversed(left))
+    if queue:
+        (facts.losses if node_lost else facts.attempts)[queue[0]] += 1
+        _failed(facts, queue[0], reason, policy, node_lost=node_lost)
+
+
+def _failed(facts: Facts, shard: int, reason: str, policy: Policy, *, node_lost: bool = False) -> None:
+    """A run of a shard came to nothing: try again, give it up, or leave it to the other worker that has it."""
+    if shard in facts.counted:
+        return
+    if not node_lost:
+        facts.failures += facts.attempts[shard] == 1
+        if facts.failures >= policy.max_failures:
+            raise WorkersError(
+                f"{facts.failures} shards in a row failed, none was counted in between; the last: {reason}"
+            )
+    if facts.holders(shard):
+        return
+    if decide.hopeless(shard, facts, policy):
+        facts.given_up[shard] = reason
+    elif node_lost:
+        facts.pending.appendleft(shard)
+    else:
+        facts.pending.append(shard)
+
+
+def _died_starting(facts: Facts, reason: str, policy: Policy, node_lost: bool) -> None:
+    if node_lost:
+        facts.start_losses += 1
+        if facts.start_losses >= policy.max_losses:
+            raise WorkersError(f"{facts.start_losses} nodes in a row were lost while workers started on them; {reason}")
+        return
+    facts.start_deaths += 1
+    if facts.start_deaths >= policy.max_start_deaths:
+        raise WorkersError(f"{facts.start_deaths} workers in a row died while starting; the last: {reason}")

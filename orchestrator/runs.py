@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,7 @@ from orchestrator.errors import RunError
 from orchestrator.plan import Plan
 from stn_core.naming import one_line
 from workers import counts_table, layout
+from workers.committed import Committed, DamagedVotes, read_committed
 from workers.store import ObjectMissing, Store
 
 Ints = NDArray[np.int64]
@@ -82,26 +84,55 @@ class CountRows:
 
 
 def read_shard(store: Store, plan: Plan, shard: int) -> CountRows:
-    """A shard's votes. Raises RunError if they are damaged."""
-    key = layout.counts(shard)
+    """A shard's votes, retries included. Raises RunError if they are damaged."""
     try:
-        table, provenance = counts_table.decode(store.read(key))
+        committed = read_committed(store, shard)
+        _check(committed, plan, shard)
+    except DamagedVotes as error:
+        raise RunError(f"{store.uri}/{error.key}: {one_line(error)}; delete it and run `stn certify` again") from error
+    return CountRows(committed.table, plan.num_classes)
+
+
+def failed_images(store: Store, plan: Plan, shards: Iterable[int]) -> dict[int, int]:
+    """Shards in which images could not be counted, and how many. Raises RunError if votes are damaged."""
+    failed = {shard: int((~read_shard(store, plan, shard).usable).sum()) for shard in shards}
+    return {shard: images for shard, images in failed.items() if images}
+
+
+def given_up_shards(store: Store, plan: Plan) -> dict[int, str]:
+    """Shards given up by the last call that tried them, and why. Raises RunError if a record is damaged."""
+    found: dict[int, str] = {}
+    for stored in store.list(layout.FAILED):
+        try:
+            record = json.loads(store.read(stored.key))
+            shard, reason = int(record["shard"]), str(record["reason"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{store.uri}/{stored.key} is damaged: delete it") from error
+        if 0 <= shard < plan.shards:
+            found[shard] = reason
+    return found
+
+
+def _check(committed: Committed, plan: Plan, shard: int) -> None:
+    """Raise DamagedVotes unless these are the plan's images, and their votes add up."""
+    for key, provenance in committed.provenance.items():
         if provenance.get("identity") != plan.identity():
-            raise ValueError("its votes are of another run")
-        indices = plan.indices[shard * plan.shard_size : (shard + 1) * plan.shard_size]
-        if not np.array_equal(table["index"].to_numpy(), np.array(indices, dtype=np.int64)):
-            raise ValueError("its images are not the plan's")
-        for phase, draws, invalid in (
-            ("selection", "selection_draws", "selection_invalid"),
-            ("estimation", "draws", "invalid"),
-        ):
-            lost = table[invalid].to_numpy()
+            raise DamagedVotes(key, "its votes are of another run")
+    key, table = layout.counts(shard), committed.table
+    indices = plan.indices[shard * plan.shard_size : (shard + 1) * plan.shard_size]
+    if not np.array_equal(table["index"].to_numpy(), np.array(indices, dtype=np.int64)):
+        raise DamagedVotes(key, "its images are not the plan's")
+    for phase, draws, invalid in (
+        ("selection", "selection_draws", "selection_invalid"),
+        ("estimation", "draws", "invalid"),
+    ):
+        lost = table[invalid].to_numpy()
+        try:
             votes = counts_table.totals(table[phase], plan.num_classes)
-            if np.any(votes + lost != table[draws].to_numpy()) or lost.min(initial=0) < 0:
-                raise ValueError("its votes do not add up to its draws")
-    except (ValueError, IndexError) as error:
-        raise RunError(f"{store.uri}/{key}: {one_line(error)}; delete it and run `stn certify` again") from error
-    return CountRows(table, plan.num_classes)
+        except (ValueError, IndexError) as error:
+            raise DamagedVotes(key, str(error)) from error
+        if np.any(votes + lost != table[draws].to_numpy()) or lost.min(initial=0) < 0:
+            raise DamagedVotes(key, "its votes do not add up to its draws")
 
 
 def read_votes(

@@ -46,6 +46,11 @@ class Resources(Section):
     precision: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of the forward pass")
     shard_size: PositiveInt | Literal["auto"] = Field("auto", description="images per shard; auto: by draws")
     max_attempts: PositiveInt = Field(3, description="times a shard is tried before it is given up")
+    stall_s: Annotated[FiniteFloat, Field(gt=0)] | Literal["auto"] = Field(
+        "auto",
+        description="seconds on one shard after which its worker is replaced; auto: 20 times the median, at "
+        "least 10 minutes",
+    )
 
 
 def _radii(value: Any) -> Any:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 import pyarrow.compute as pc
 
 from orchestrator.errors import RunError
 from orchestrator.plan import Plan
-from orchestrator.runs import read_plan
-from workers import counts_table, layout
+from orchestrator.runs import given_up_shards, read_plan
+from workers import layout
+from workers.committed import DamagedVotes, read_committed
 from workers.store import Store, StoredObject
 
 #: Commits that the present rate is read off.
@@ -69,9 +69,9 @@ def status_of(store: Store) -> Status:
             continue
         committed.append(stored)
         try:
-            table, _ = counts_table.decode(store.read(stored.key))
-        except ValueError as error:
-            raise RunError(f"{store.uri}/{stored.key}: {error}; delete it and run `stn certify` again") from error
+            table = read_committed(store, shard).table
+        except DamagedVotes as error:
+            raise RunError(f"{store.uri}/{error.key}: {error}; delete it and run `stn certify` again") from error
         for row in table.filter(pc.is_valid(table["error"])).select(["index", "error"]).to_pylist():
             if len(failures) < _FAILURES_SHOWN:
                 failures[row["index"]] = row["error"]
@@ -90,7 +90,7 @@ def status_of(store: Store) -> Status:
         failures=failures,
         shards=plan.shards,
         shards_committed=len(committed),
-        shards_given_up=_given_up(store),
+        shards_given_up=given_up_shards(store, plan),
         passes=passes,
         passes_planned=plan.passes,
         images_per_s=rate,
@@ -106,14 +106,3 @@ def images_per_second(committed: list[StoredObject], plan: Plan) -> float | None
         return None
     images = sum(plan.shard_images(layout.shard_of(stored.key) or 0) for stored in recent[1:])
     return images / (recent[-1].modified - recent[0].modified)
-
-
-def _given_up(store: Store) -> dict[int, str]:
-    found: dict[int, str] = {}
-    for stored in store.list(layout.FAILED):
-        try:
-            record = json.loads(store.read(stored.key))
-            found[int(record["shard"])] = str(record["reason"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{store.uri}/{stored.key} is damaged: delete it") from error
-    return found

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -12,11 +13,14 @@ import torch
 from torch import nn
 
 from stn_core.models import Normalized, build_network, load_weights
+from stn_core.naming import one_line
 from stn_core.noise import Phase
 from stn_core.votes import Precision, Tally, count_votes
 from workers import counts_table
+from workers.files import read_file
 from workers.images import ImageSet, Pixels, UnreadableImage
 from workers.settings import Dataset, Model, Noise, Sampling, StoreSettings
+from workers.store import S3Options, StoreError
 
 
 @dataclass(frozen=True)
@@ -64,26 +68,39 @@ class CountJob:
         return self.indices[shard * self.shard_size : (shard + 1) * self.shard_size]
 
 
-def load_model(model: Model, num_classes: int) -> Normalized:
-    """The model a spec names, weights loaded, normalisation inside. Raises ValueError."""
+def load_model(model: Model, num_classes: int, options: S3Options | None = None) -> Normalized:
+    """The model a spec names, weights loaded, normalisation inside; ``options`` are for object storage. Raises
+    ValueError."""
     network = build_network(model.name, num_classes)
     if ":" not in model.name:
         # Faster on every device. The user's own networks keep their layout: one that calls `view` could not bear it.
         network = network.to(memory_format=torch.channels_last)
     if model.checkpoint is not None:
-        load_weights(network, model.checkpoint)
+        load_weights(network, _checkpoint(model.checkpoint, options), str(model.checkpoint))
     if model.normalization is None:
         return Normalized(network)
     return Normalized(network, model.normalization.mean, model.normalization.std)
 
 
-def count_shard(job: CountJob, shard: int, images: ImageSet, model: nn.Module, device: torch.device) -> pa.Table:
-    """The shard's rows, one per image, in index order.
+def _checkpoint(place: Path | str, options: S3Options | None) -> bytes:
+    try:
+        return read_file(place, options)
+    except FileNotFoundError:
+        raise ValueError(f"no checkpoint at {place}") from None
+    except OSError as error:
+        raise ValueError(f"{place} is no readable checkpoint of plain tensors ({one_line(error)})") from error
+    except StoreError as error:
+        raise ValueError(f"model.checkpoint: {error}") from error
+
+
+def count_images(
+    job: CountJob, indices: Sequence[int], images: ImageSet, model: nn.Module, device: torch.device
+) -> pa.Table:
+    """Rows of these images of the data set, in their order.
 
     An image that cannot be read, has another shape, or a label outside the classes gets a row with ``error`` and no
     draws; the others are counted.
     """
-    indices = job.shard_indices(shard)
     pixels: list[Pixels] = []
     errors: list[str | None] = []
     for index in indices:

@@ -2,19 +2,25 @@
 
 RUN/plan.json                               what the run is
 RUN/counts/round=0/shard-000042.parquet     votes, one object per shard: its own commit
+RUN/counts/round=0/shard-000042.retry-000001.parquet   votes of images of that shard that had failed before
 RUN/failed/shard-000042.json                why a shard was given up in the last attempt
 RUN/certificates.parquet, curves.parquet    views of a complete run's votes
 RUN/partial/...                             the same views while the run is incomplete
 RUN/report.html, curves.png                 for people
+RUN/drivers/HOST-PID-….json                 drivers at work, each refreshing its own
+RUN/.probe/...                              objects of no meaning, written to see what a store can do
 """
 
 from __future__ import annotations
 
 import re
+import uuid
 
 PLAN = "plan.json"
 COUNTS = "counts/"
 FAILED = "failed/"
+DRIVERS = "drivers/"
+PROBES = ".probe/"
 PARTIAL = "partial/"
 CERTIFICATES = "certificates.parquet"
 CURVES = "curves.parquet"
@@ -22,6 +28,10 @@ REPORT = "report.html"
 FIGURE = "curves.png"
 
 _SHARD = re.compile(r"counts/round=0/shard-(\d{6,})\.parquet")
+_RETRY = re.compile(r"counts/round=0/shard-(\d{6,})\.retry-(\d{6,})\.parquet")
+_FAILED = re.compile(r"failed/shard-(\d{6,})\.json")
+_DRIVER = re.compile(r"drivers/[^/]+\.json")
+_PROBE = re.compile(r"\.probe/[0-9a-f]{32}")
 
 
 def counts(shard: int) -> str:
@@ -36,6 +46,53 @@ def shard_of(key: str) -> int | None:
     return int(match[1]) if match and counts(int(match[1])) == key else None
 
 
+def retries(shard: int) -> str:
+    """What the keys of all retries of a shard begin with."""
+    return f"{COUNTS}round=0/shard-{shard:06d}.retry-"
+
+
+def retry(shard: int, number: int) -> str:
+    """Key of the votes of a shard's images that had failed, and were counted by its retry of that number, from 1."""
+    return f"{retries(shard)}{number:06d}.parquet"
+
+
+def retry_of(key: str) -> tuple[int, int] | None:
+    """The shard and number of the retry whose votes lie under ``key``; None for any other key."""
+    match = _RETRY.fullmatch(key)
+    return (int(match[1]), int(match[2])) if match and retry(int(match[1]), int(match[2])) == key else None
+
+
+def driver(name: str) -> str:
+    """Key of the record of a driver at work."""
+    return f"{DRIVERS}{name}.json"
+
+
 def failed(shard: int) -> str:
     """Key of the record of a shard given up."""
     return f"{FAILED}shard-{shard:06d}.json"
+
+
+def failed_of(key: str) -> int | None:
+    """The shard whose record lies under ``key``; None for any other key."""
+    match = _FAILED.fullmatch(key)
+    return int(match[1]) if match and failed(int(match[1])) == key else None
+
+
+def is_driver(key: str) -> bool:
+    """Whether the record of a driver lies under ``key``."""
+    return _DRIVER.fullmatch(key) is not None
+
+
+def probe() -> str:
+    """Key of an object of no meaning, another one at every call."""
+    return f"{PROBES}{uuid.uuid4().hex}"
+
+
+def is_probe(key: str) -> bool:
+    """Whether an object of no meaning lies under ``key``."""
+    return _PROBE.fullmatch(key) is not None
+
+
+def may_hold_votes(key: str) -> bool:
+    """Whether an object is the plan or lies among the votes, whatever its name there: never to be deleted."""
+    return key == PLAN or key.startswith(COUNTS)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
 import ray.train
 import ray.train.torch
 import ray.util.queue
@@ -18,7 +22,8 @@ from torch import nn
 
 from stn_core.models import Normalized, weights_sha256
 from workers import counts_table, layout
-from workers.counting import CountJob, count_shard, load_model
+from workers.committed import read_committed
+from workers.counting import CountJob, count_images, load_model
 from workers.images import open_dataset
 from workers.store import ObjectMissing
 from workers.training import Epoch, TrainJob, train
@@ -47,6 +52,10 @@ class WrongInputs(Exception):
     """A worker would count something else than was planned."""
 
 
+class Stopped(Exception):
+    """A worker has been told to commit nothing more."""
+
+
 class CountingActor:
     """Loads the model once, then counts and commits the shards it is told."""
 
@@ -56,10 +65,12 @@ class CountingActor:
         # Recorded as float32, so not to be TensorFloat-32 on the quiet.
         torch.backends.cudnn.allow_tf32 = False
         self._job = job
+        self._committing = threading.Lock()
+        self._stopped = False
         self._device = torch.device(job.device)
         self._store = job.store.open()
-        self._images = open_dataset(job.dataset)
-        model = load_model(job.model, job.num_classes)
+        self._images = open_dataset(job.dataset, job.store.options)
+        model = load_model(job.model, job.num_classes, job.store.options)
         self._check(model)
         self._model = model.to(self._device)
 
@@ -85,15 +96,53 @@ class CountingActor:
 
     def count(self, shard: int) -> Receipt:
         """Count a shard and commit its votes, unless another worker has."""
+        indices = self._job.shard_indices(shard)
         key = layout.counts(shard)
         if self._store.exists(key):
-            return Receipt(shard, len(self._job.shard_indices(shard)), 0, 0, first=False)
-        table = count_shard(self._job, shard, self._images, self._model, self._device)
+            return Receipt(shard, len(indices), 0, 0, first=False)
+        table = self._votes(indices)
+        return self._receipt(shard, table, self._commit(key, shard, table))
+
+    def retry(self, shard: int) -> Receipt:
+        """Count a shard's images that could not be counted before, and commit what votes there are now.
+
+        A shard that was given up as a whole is counted as any other.
+        """
+        try:
+            committed = read_committed(self._store, shard)
+        except ObjectMissing:
+            return self.count(shard)
+        table = self._votes(committed.failed)
+        usable = table.filter(pc.is_null(table["error"]))
+        number = 1
+        while len(usable) and not self._commit(layout.retry(shard, number), shard, usable):
+            # Another retry was faster: what it has need not be kept twice.
+            left = pa.array(read_committed(self._store, shard).failed, pa.int64())
+            usable = usable.filter(pc.is_in(usable["index"], left))
+            number += 1
+        return self._receipt(shard, table, first=True)
+
+    @ray.method(concurrency_group="control")
+    def stop(self) -> None:
+        """Returns once no commit is under way; none begins afterwards."""
+        with self._committing:
+            self._stopped = True
+
+    def _votes(self, indices: Sequence[int]) -> pa.Table:
+        torch.set_num_threads(self._job.threads)  # holds for the calling thread alone
+        return count_images(self._job, indices, self._images, self._model, self._device)
+
+    def _commit(self, key: str, shard: int, table: pa.Table) -> bool:
         provenance = {**self._job.provenance, "shard": shard, "device": _device_name(self._device)}
-        first = self._store.create(key, counts_table.encode(table, provenance))
+        content = counts_table.encode(table, provenance)
+        with self._committing:
+            if self._stopped:
+                raise Stopped("the driver is stopping")
+            return self._store.create(key, content)
+
+    def _receipt(self, shard: int, table: pa.Table, first: bool) -> Receipt:
         draws = sum(table["draws"].to_pylist()) + sum(table["selection_draws"].to_pylist())
-        failed = table.num_rows - table["error"].null_count
-        return Receipt(shard, table.num_rows, failed, draws, first)
+        return Receipt(shard, table.num_rows, table.num_rows - table["error"].null_count, draws, first)
 
 
 def train_loop(config: dict[str, Any]) -> None:

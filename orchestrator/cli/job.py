@@ -113,11 +113,22 @@ def plan(spec: Path, run: str | None, overrides: tuple[str, ...], limit: int | N
     is_flag=True,
     help="Promise that nobody else writes to this run: for object stores without conditional writes.",
 )
+@click.option(
+    "--retry-failed",
+    is_flag=True,
+    help="Count only what could not be counted before: failed images, and shards that were given up.",
+)
 @address_option
 @json_option
 @command
 def certify(
-    spec: Path, run: str | None, overrides: tuple[str, ...], limit: int | None, single_writer: bool, as_json: bool
+    spec: Path,
+    run: str | None,
+    overrides: tuple[str, ...],
+    limit: int | None,
+    single_writer: bool,
+    retry_failed: bool,
+    as_json: bool,
 ) -> int:
     """Plan, count and reduce. Run it again to resume; when complete it does nothing and says so.
 
@@ -129,7 +140,7 @@ def certify(
     if single_writer:
         overrides = (*overrides, "store.single_writer=true")
     loaded = load(spec, overrides, run, limit)
-    result = certify_run(loaded)
+    result = certify_run(loaded, retry_failed=retry_failed)
     summary = result.reduced.summary
     if as_json:
         click.echo(

@@ -18,7 +18,7 @@ from stn_core.noise import Draws, Phase
 from stn_core.votes import count_votes
 from tests.networks import nan, tiny, tiny_rgb
 from tests.workers.samples import encoded, noise_image, write_parquet
-from workers.counting import CountJob, count_shard, load_model
+from workers.counting import CountJob, count_images, load_model
 from workers.counts_table import SCHEMA, dense
 from workers.images import ImageSet, open_dataset
 from workers.settings import (
@@ -62,7 +62,7 @@ def counted(
 ) -> pa.Table:
     """The rows of some shards, sorted by index."""
     model = load_model(job.model, job.num_classes) if network is None else network
-    return pa.concat_tables(count_shard(job, shard, images, model, CPU) for shard in shards).sort_by("index")
+    return pa.concat_tables(count_images(job, job.shard_indices(shard), images, model, CPU) for shard in shards).sort_by("index")
 
 
 def with_sampling(job: CountJob, **changes: int) -> CountJob:

@@ -1,0 +1,38 @@
+"""What the main job needs of those who count: Ray's actors, or whoever else can."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from orchestrator.dispatch import Pool
+from orchestrator.spec import Resources
+from workers.counting import CountJob
+
+Device = Literal["cpu", "cuda"]
+
+#: What is done with a shard: all of it counted, or those of its images that could not be.
+Task = Literal["count", "retry"]
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Those who count, while they do.
+
+    Attributes:
+        pool: by which shards are handed to them.
+        workers: how many to keep alive.
+    """
+
+    pool: Pool
+    workers: int
+
+
+class Hire(Protocol):
+    """``orchestrator.cluster.hire_actors``, or something in its place."""
+
+    def __call__(
+        self, make_job: Callable[[Device], CountJob], task: Task, resources: Resources, warn: Callable[[str], None]
+    ) -> AbstractContextManager[Crew]: ...

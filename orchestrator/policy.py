@@ -1,0 +1,165 @@
+"""What to do next with shards and workers: pure decisions from facts and the time. ``dispatch`` carries them out."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Policy:
+    """When to try again, when to stop trying, and how long to wait.
+
+    Attributes:
+        workers: workers to keep alive.
+        in_flight: shards queued on a worker at a time; the second hides the driver's latency.
+        max_attempts: failures, stalls and deaths of its worker after which a shard is given up.
+        max_losses: times its worker was lost with the whole node, after which a shard is given up: machines that are
+            taken away are nobody's fault, but a shard that takes them down would be tried for ever.
+        max_start_deaths: workers in a row that died before they were ready, after which none can start.
+        max_failures: shards that failed at first try since one was last counted, after which nothing works any more.
+            Further tries do not count: those of a few bad shards come last, one after another.
+        straggler_factor: a shard that takes this many times the median is run again by a worker with nothing to do.
+        stall_s: seconds on one shard after which its worker is replaced; None waits ``stall_factor`` times the median,
+            and at least ``stall_floor_s``.
+        stall_factor, stall_floor_s: see ``stall_s``; after the floor, a shard is named even while no median is known.
+        known: shards counted before the median counts for something.
+    """
+
+    workers: int
+    in_flight: int = 2
+    max_attempts: int = 3
+    max_losses: int = 20
+    max_start_deaths: int = 3
+    max_failures: int = 12
+    straggler_factor: float = 2.0
+    stall_s: float | None = None
+    stall_factor: float = 20.0
+    stall_floor_s: float = 600.0
+    known: int = 3
+
+
+@dataclass
+class Facts:
+    """Where the work stands.
+
+    Attributes:
+        pending: shards on no worker, in the order to be done.
+        queues: shards given to each worker that is ready; it works on the first.
+        since: time at which each of them began the first of its queue, s.
+        starting: workers that are not ready yet.
+        attempts: failures, stalls and deaths of each shard's worker.
+        losses: times each shard's node was lost.
+        durations: times that the last shards counted took, s.
+        counted: shards that are done.
+        given_up: shard to the reason of its last failure.
+        start_deaths, start_losses: workers in a row that died, or were lost with their node, before they were ready.
+        failures: shards that failed at first try since one was last counted.
+        named: (worker, shard) that were said to be slow.
+    """
+
+    pending: deque[int]
+    queues: dict[int, list[int]] = field(default_factory=dict)
+    since: dict[int, float] = field(default_factory=dict)
+    starting: set[int] = field(default_factory=set)
+    attempts: Counter[int] = field(default_factory=Counter)
+    losses: Counter[int] = field(default_factory=Counter)
+    durations: deque[float] = field(default_factory=lambda: deque(maxlen=99))
+    counted: set[int] = field(default_factory=set)
+    given_up: dict[int, str] = field(default_factory=dict)
+    start_deaths: int = 0
+    start_losses: int = 0
+    failures: int = 0
+    named: set[tuple[int, int]] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, shards: Iterable[int]) -> Facts:
+        """The facts before anything has happened."""
+        return cls(deque(dict.fromkeys(shards)))
+
+    @property
+    def open(self) -> bool:
+        """Whether a shard is neither counted nor given up."""
+        return bool(self.pending) or any(set(queue) - self.counted for queue in self.queues.values())
+
+    def begun(self) -> list[tuple[int, int, float]]:
+        """(worker, shard, time it began, s) of what is being worked on, by the other of two workers done or not."""
+        return [(worker, queue[0], self.since[worker]) for worker, queue in self.queues.items() if queue]
+
+    def holders(self, shard: int) -> int:
+        """Workers that have been given a shard and not answered."""
+        return sum(shard in queue for queue in self.queues.values())
+
+    def median_s(self, policy: Policy) -> float | None:
+        """How long a shard takes; None before enough have been counted."""
+        return statistics.median(self.durations) if len(self.durations) >= policy.known else None
+
+
+def workers_missing(facts: Facts, policy: Policy) -> int:
+    """Workers to start: never more than there are shards that are not done."""
+    left = len(facts.pending) + len({shard for queue in facts.queues.values() for shard in queue} - facts.counted)
+    return max(0, min(policy.workers, left) - len(facts.queues) - len(facts.starting))
+
+
+def assignments(queues: Mapping[int, list[int]], pending: Iterable[int], in_flight: int) -> list[tuple[int, int]]:
+    """(worker, shard): the first of ``pending``, each for the shortest queue, until all hold ``in_flight``."""
+    lengths = {worker: len(queue) for worker, queue in queues.items()}
+    chosen = []
+    for shard in pending:
+        worker = min(lengths, key=lambda name: lengths[name], default=None)
+        if worker is None or lengths[worker] >= in_flight:
+            break
+        chosen.append((worker, shard))
+        lengths[worker] += 1
+    return chosen
+
+
+def second_runs(facts: Facts, policy: Policy, now: float) -> list[tuple[int, int]]:
+    """(idle worker, shard) to run once more while its first worker still has it; the first commit wins.
+
+    Only where nothing is pending: shards that wait behind another one, then stragglers, the longest first.
+    """
+    if facts.pending:
+        return []
+    idle = [worker for worker, queue in facts.queues.items() if not queue]
+    begun = sorted(facts.begun(), key=lambda entry: entry[2])
+    chosen = [shard for worker, _, _ in begun for shard in facts.queues[worker][1:]]
+    median = facts.median_s(policy)
+    if median is not None:
+        chosen += [shard for _, shard, since in begun if now - since > policy.straggler_factor * median]
+    alone = [
+        shard
+        for shard in dict.fromkeys(chosen)
+        # A second run is one more attempt: both may fail.
+        if shard not in facts.counted and facts.holders(shard) == 1 and facts.attempts[shard] + 2 <= policy.max_attempts
+    ]
+    return list(zip(idle, alone, strict=False))
+
+
+def stalled(facts: Facts, policy: Policy, now: float) -> list[tuple[int, int, float]]:
+    """(worker, shard, seconds) of workers that have been at one shard for so long that they are to be replaced."""
+    limit = policy.stall_s
+    if limit is None:
+        median = facts.median_s(policy)
+        limit = None if median is None else max(policy.stall_floor_s, policy.stall_factor * median)
+    if limit is None:
+        return []
+    return [(worker, shard, now - since) for worker, shard, since in facts.begun() if now - since > limit]
+
+
+def slow(facts: Facts, policy: Policy, now: float) -> list[tuple[int, int, float]]:
+    """(worker, shard, seconds) to be named, once each: long at work, and no median to say whether too long."""
+    if policy.stall_s is not None or facts.median_s(policy) is not None:
+        return []
+    return [
+        (worker, shard, now - since)
+        for worker, shard, since in facts.begun()
+        if now - since > policy.stall_floor_s and (worker, shard) not in facts.named
+    ]
+
+
+def hopeless(shard: int, facts: Facts, policy: Policy) -> bool:
+    """Whether a shard has failed, or lost its node, so often that it is given up."""
+    return facts.attempts[shard] >= policy.max_attempts or facts.losses[shard] >= policy.max_losses

@@ -1,0 +1,82 @@
+"""A shard's votes as they stand: its commit, and what retries have added since.
+
+The commit never changes. An image that could not be counted has a row with ``error`` in it; a retry that could count it
+is an object of its own, and the first retry in order that holds the image stands for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from workers import counts_table, layout
+from workers.store import Store
+
+
+class DamagedVotes(Exception):
+    """An object holds no votes that can be read.
+
+    Attributes:
+        key: which object.
+    """
+
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(reason)
+        self.key = key
+
+
+@dataclass(frozen=True)
+class Committed:
+    """A shard's rows.
+
+    Attributes:
+        table: by ``counts_table.SCHEMA``, one row per image of the shard, in index order.
+        provenance: of the shard's commit and of each retry, by key.
+    """
+
+    table: pa.Table
+    provenance: dict[str, dict[str, Any]]
+
+    @property
+    def failed(self) -> list[int]:
+        """The data set's indices of images that could not be counted yet."""
+        return self.table.filter(pc.is_valid(self.table["error"]))["index"].to_pylist()
+
+
+def read_committed(store: Store, shard: int) -> Committed:
+    """A shard's rows as they stand. Retries are looked for only where an image had failed.
+
+    Raises:
+        ObjectMissing: the shard is not committed.
+        DamagedVotes: what is there is damaged, or no table of votes.
+    """
+    key = layout.counts(shard)
+    table, provenance = _decode(store, key)
+    found = Committed(table, {key: provenance})
+    if not found.failed:
+        return found
+    for stored in store.list(layout.retries(shard)):
+        if layout.retry_of(stored.key) is not None and found.failed:
+            table, provenance = _decode(store, stored.key)
+            found = Committed(_with(found, table), {**found.provenance, stored.key: provenance})
+    return found
+
+
+def _decode(store: Store, key: str) -> tuple[pa.Table, dict[str, Any]]:
+    try:
+        return counts_table.decode(store.read(key))
+    except ValueError as error:
+        raise DamagedVotes(key, str(error)) from error
+
+
+def _with(found: Committed, retried: pa.Table) -> pa.Table:
+    """The rows, those of failed images replaced by what a retry has of them."""
+    own = pa.array(found.failed, pa.int64())
+    usable = retried.filter(pc.and_(pc.is_in(retried["index"], own), pc.is_null(retried["error"])))
+    kept = found.table.filter(pc.invert(pc.is_in(found.table["index"], usable["index"].combine_chunks())))
+    whole = pa.concat_tables([kept, usable])
+    return whole.take(np.argsort(whole["index"].to_numpy(), kind="stable"))
