@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from pathlib import Path
 
@@ -20,6 +22,11 @@ def slow() -> nn.Module:
     return nn.Sequential(_Pause(0.1), *tiny())
 
 
+def stuck_once() -> nn.Module:
+    """``tiny``, but the first Ray worker to vote hangs, having made the file at $STN_TESTS_STUCK."""
+    return nn.Sequential(_StuckOnce(), *tiny())
+
+
 def nan() -> nn.Module:
     """``tiny``, with NaN logits for rows whose first pixel is negative: about half of all draws on black pixels."""
     return _NanWhereNegative(tiny())
@@ -32,6 +39,15 @@ class _Pause(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         time.sleep(self._seconds)
+        return images
+
+
+class _StuckOnce(nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if "ray::" in Path("/proc/self/cmdline").read_text():
+            with contextlib.suppress(FileExistsError):
+                Path(os.environ["STN_TESTS_STUCK"]).open("x").close()
+                time.sleep(3600)
         return images
 
 

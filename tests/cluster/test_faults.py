@@ -88,9 +88,46 @@ def test_ray_killed(half_way: tuple[Path, subprocess.Popen[str]], undisturbed: P
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted(half_way: tuple[Path, subprocess.Popen[str]], undisturbed: Path, sent: signal.Signals) -> None:
     folder, process = half_way
-    process.send_signal(sent)
+    # As a terminal's Ctrl-C does, to all of the group; a SIGTERM is for the process alone.
+    (os.killpg if sent == signal.SIGINT else os.kill)(process.pid, sent)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    assert "the same command continues from there" in err
+    assert "stopping; commits under way land first" in err
+    assert err.splitlines()[-1] == "interrupted; what was committed is kept, and the same command continues from there"
     assert "Traceback" not in err
     finish_and_compare(folder, undisturbed)
+
+
+def stuck(folder: Path, monkeypatch: pytest.MonkeyPatch, **resources: object) -> str:
+    """Certify with a worker that hangs at its first shard; what the driver says of it, once all is counted."""
+    monkeypatch.setenv("STN_TESTS_STUCK", str(folder / "stuck"))
+    settings = {"actors": 2, "shard_size": 8, **resources}
+    done = run("certify", write_spec(folder, "run", model={"name": "tests.networks:stuck_once"}, resources=settings))
+    assert done.returncode == 0, done.stderr
+    assert (folder / "stuck").exists()
+    assert len(shards(folder / "run")) == 12
+    return done.stderr
+
+
+def test_a_straggler_is_run_again_and_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "stalled" not in stuck(tmp_path, monkeypatch)
+
+
+def test_a_stalled_shard_is_named_and_its_worker_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = stuck(tmp_path, monkeypatch, actors=1, stall_s=5)
+    assert "shard 0 has stalled, 5 s on worker 0, which is replaced" in said
+
+
+def test_two_drivers_at_once(tmp_path: Path, undisturbed: Path) -> None:
+    spec = write_spec(tmp_path, "run", model={"name": "tests.networks:slow"})
+    drivers = [start("certify", spec), start("certify", spec)]
+    try:
+        said = [process.communicate(timeout=200)[1] for process in drivers]
+    finally:
+        for process in drivers:
+            end(process)
+    assert [process.returncode for process in drivers] == [0, 0], said
+    told = [f"another driver is at work on this run: process {process.pid} on" for process in drivers]
+    assert told[0] in said[1] or told[1] in said[0], said
+    assert_same(tmp_path / "run", undisturbed)
+    assert not (tmp_path / "run" / "drivers").exists() or not any((tmp_path / "run" / "drivers").iterdir())

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import io
+import subprocess
+import uuid
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from tests.cluster.stn import end, run, start, wait_for, write_spec
+from tests.object_store import BUCKET, SECRET_KEY, ObjectStore
+from tests.workers.samples import write_mnist
+from workers.images import open_dataset
+from workers.settings import Digits
+from workers.store import LocalStore, S3Options, Store, open_store
+from workers.training import STATE
 
 pytestmark = pytest.mark.cluster
 
 TRAINING = {
     "method": "stn",
     "gamma": 1.0,
-    "dataset": {"kind": "digits", "split": "train", "limit": 1000},
     "epochs": 4,
     "batch_size": 50,
     "threads_per_worker": 1,
@@ -22,50 +32,98 @@ TRAINING = {
 }
 
 
-def spec_in(folder: Path, **training: object) -> Path:
-    folder.mkdir()
-    model = {"name": "mnist", "checkpoint": str(folder / "model.pt")}
-    return write_spec(folder, "run", model=model, training={**TRAINING, **training})
+def spec_in(folder: Path, place: str, **sections: object) -> Path:
+    """A spec to train on the digits at ``place``, its checkpoint beside them."""
+    model = {"name": "mnist", "checkpoint": f"{place}/model.pt"}
+    dataset = {"kind": "mnist", "path": place, "split": "train"}
+    return write_spec(folder, "run", **{"model": model, "training": {"dataset": dataset, **TRAINING}, **sections})
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    content = torch.load(folder / "model.pt", weights_only=True)
-    state: dict[str, torch.Tensor] = content["state_dict"]
-    return state
+def digits_in(folder: Path) -> Path:
+    """1 000 digits as MNIST's raw files."""
+    digits = open_dataset(Digits(kind="digits", split="train"))
+    split = np.stack([digits.read(index)[0] for index in range(1000)]), digits.labels[:1000].tolist()
+    return write_mnist(folder, split, split)
 
 
-def test_killed_training_resumes_and_ends_the_same(tmp_path: Path) -> None:
-    undisturbed = run("train", spec_in(tmp_path / "undisturbed"))
-    assert undisturbed.returncode == 0, undisturbed.stderr
-    assert "epoch 4/4" in undisturbed.stderr
+def trained(store: Store) -> dict[str, Any]:
+    content: dict[str, Any] = torch.load(io.BytesIO(store.read("model.pt")), weights_only=True)
+    return content
 
-    process = start("train", spec_in(tmp_path / "killed"))
-    progress = tmp_path / "killed" / "training"
-    wait_for(lambda: any(progress.glob("*/checkpoint_*/state.pt")) or process.poll() is not None, "checkpoint", 120)
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a training has come to its end by one call."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = run("train", spec_in(folder, str(digits_in(folder))))
+    assert done.returncode == 0, done.stderr
+    assert "epoch 4/4" in done.stderr
+    return folder
+
+
+def killed_and_resumed(spec: Path, store: Store) -> subprocess.CompletedProcess[str]:
+    """The call that brings a training to its end, after one that was killed once it had a checkpoint."""
+    process = start("train", spec)
+
+    def has_checkpoint() -> bool:
+        return any(found.key.endswith(STATE) for found in store.list("training/"))
+
+    wait_for(lambda: has_checkpoint() or process.poll() is not None, "checkpoint", 120)
     assert process.poll() is None, process.communicate()[1]
     end(process)
-    assert not (tmp_path / "killed" / "model.pt").exists()
+    assert not store.exists("model.pt")
 
-    resumed = run("train", tmp_path / "killed" / "run.yaml")
+    resumed = run("train", spec)
     assert resumed.returncode == 0, resumed.stderr
     assert "epoch 1/4" not in resumed.stderr
     assert "epoch 4/4" in resumed.stderr
-    expected, found = weights(tmp_path / "undisturbed"), weights(tmp_path / "killed")
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    return resumed
 
-    again = run("train", tmp_path / "killed" / "run.yaml")
+
+def assert_equal(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert {**found, "state_dict": None} == {**expected, "state_dict": None}
+    assert found["state_dict"].keys() == expected["state_dict"].keys()
+    assert all(torch.equal(found["state_dict"][name], expected["state_dict"][name]) for name in found["state_dict"])
+
+
+def test_killed_training_resumes_and_ends_the_same(undisturbed: Path, tmp_path: Path) -> None:
+    spec = spec_in(tmp_path, str(digits_in(tmp_path)))
+    killed_and_resumed(spec, LocalStore(tmp_path))
+    assert_equal(trained(LocalStore(tmp_path)), trained(LocalStore(undisturbed)))
+
+    again = run("train", spec)
     assert again.returncode == 0
     assert "already trained" in again.stdout
-    other = run("train", tmp_path / "killed" / "run.yaml", "--set", "training.epochs=5")
+    other = run("train", spec, "--set", "training.epochs=5")
     assert other.returncode == 2
     assert "was trained with other settings" in other.stderr
 
 
+def test_data_checkpoints_and_result_may_be_in_object_storage(
+    undisturbed: Path, object_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in object_store.environment.items():
+        if name != "AWS_ENDPOINT_URL":  # the spec says it
+            monkeypatch.setenv(name, value)
+    uri = f"s3://{BUCKET}/{uuid.uuid4().hex}"
+    store = open_store(uri, S3Options(endpoint_url=object_store.url))
+    for found in LocalStore(undisturbed).list("MNIST/"):
+        store.create(found.key, LocalStore(undisturbed).read(found.key))
+    spec = spec_in(tmp_path, uri, store={"run": "unused", "endpoint_url": object_store.url})
+    resumed = killed_and_resumed(spec, store)
+    assert_equal(trained(store), trained(LocalStore(undisturbed)))
+    assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
+    for said in (resumed.stdout, resumed.stderr, *(repr(store.read(found.key)) for found in store.list(""))):
+        assert SECRET_KEY not in said
+
+
 def test_two_workers_train_as_one(tmp_path: Path) -> None:
+    spec = spec_in(tmp_path, str(digits_in(tmp_path)))
     for workers in (1, 2):
-        done = run("train", spec_in(tmp_path / str(workers), workers=workers, epochs=1))
+        checkpoint = tmp_path / str(workers) / "model.pt"
+        changes = {"model.checkpoint": checkpoint, "training.workers": workers, "training.epochs": 1}
+        done = run("train", spec, *(part for key, value in changes.items() for part in ("--set", f"{key}={value}")))
         assert done.returncode == 0, done.stderr
-    one, two = weights(tmp_path / "1"), weights(tmp_path / "2")
+    one, two = (trained(LocalStore(tmp_path / str(workers)))["state_dict"] for workers in (1, 2))
     # Dropout masks differ between one worker and two; the data, its order and its noise do not.
     assert all((one[name] - two[name]).abs().max() < 0.05 for name in one)

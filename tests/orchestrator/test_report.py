@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given
@@ -421,6 +422,37 @@ def test_a_runs_name_is_text_and_no_markup(complete: ReportedRun) -> None:
     html = page(dataclasses.replace(complete, name=HOSTILE))
     assert "<script" not in html
     assert "&lt;script&gt;" in html
+
+
+def test_a_name_is_no_markup_where_runs_are_compared_either(complete: ReportedRun) -> None:
+    html = page(*(dataclasses.replace(complete, name=f"{HOSTILE} {number}") for number in range(2)))
+    assert "Best of 2 runs" in html
+    assert "<script" not in html
+
+
+def test_whatever_a_plan_and_a_failed_image_say_is_text_and_no_markup(with_failures: MadeRun, tmp_path: Path) -> None:
+    spec = with_failures.plan.spec
+    model = spec.model.model_copy(update={"name": HOSTILE})
+    plan = dataclasses.replace(
+        with_failures.plan,
+        spec=spec.model_copy(update={"model": model}),
+        dataset_sha256=HOSTILE,
+        model_sha256=HOSTILE,
+        versions={HOSTILE: HOSTILE},
+    )
+    tables = [
+        table.set_column(
+            table.schema.get_field_index("error"),
+            table.schema.field("error"),
+            pa.array([None if reason is None else HOSTILE for reason in table["error"].to_pylist()], pa.string()),
+        )
+        for table in with_failures.tables
+    ]
+    run, _ = reported(MadeRun(plan, tables), tmp_path / "hostile")
+    assert run.reduced.summary.failed == 2
+    html = page(run)
+    assert "<script" not in html
+    assert html.count("&lt;script&gt;") >= 4
 
 
 def test_an_incomplete_run_says_so_in_title_heading_and_at_itself(complete: ReportedRun, partial: ReportedRun) -> None:

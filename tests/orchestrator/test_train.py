@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,22 +17,33 @@ from orchestrator.cluster import Capacity
 from orchestrator.errors import SpecError
 from orchestrator.spec import Spec, validate
 from orchestrator.train import Trained, train_model
+from tests.fault_proxy import Proxy, fault_proxy
 from tests.networks import tiny
+from tests.object_store import BUCKET, ObjectStore
 from tests.orchestrator.runs import NOISES, mnist_spec
 from workers.images import open_dataset
 from workers.settings import GaussianNoise, Mnist
-from workers.training import STATE, Epoch, TrainJob
+from workers.store import LocalStore, S3Options, Store, StoreError, open_store
+from workers.training import Epoch, TrainJob
 
 
 @pytest.fixture
-def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[TrainJob]:
+def places() -> list[Path | str]:
+    """Where Ray Train is told to keep its own checkpoints."""
+    return []
+
+
+@pytest.fixture
+def jobs(places: list[Path | str], monkeypatch: pytest.MonkeyPatch) -> list[TrainJob]:
     """Every job handed to Ray Train from here on; nothing is trained."""
     kept: list[TrainJob] = []
 
-    def fit(job: TrainJob, **_: Any) -> tuple[Path, Epoch]:
+    def fit(job: TrainJob, *, storage: Path | str, **_: Any) -> tuple[bytes, Epoch]:
         kept.append(job)
-        torch.save({"network": tiny().state_dict()}, tmp_path / STATE)
-        return tmp_path / STATE, Epoch(1, 0.5)
+        places.append(storage)
+        state = io.BytesIO()
+        torch.save({"network": tiny().state_dict()}, state)
+        return state.getvalue(), Epoch(1, 0.5)
 
     @contextlib.contextmanager
     def cluster(_: int) -> Iterator[Capacity]:
@@ -41,10 +54,10 @@ def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[TrainJob]:
     return kept
 
 
-def spec(few_digits: Path, checkpoint: Path, noise: str = "plain", **training: Any) -> Spec:
+def spec(few_digits: Path | str, checkpoint: Path | str, noise: str = "plain", **training: Any) -> Spec:
     section = {"dataset": {"kind": "mnist", "path": str(few_digits), "split": "train"}, **training}
     model = {"name": "tests.networks:tiny", "checkpoint": str(checkpoint)}
-    return validate(mnist_spec(few_digits, **NOISES[noise], model=model, training=section), "spec")
+    return validate(mnist_spec(Path("unused"), **NOISES[noise], model=model, training=section), "spec")
 
 
 def run(asked: Spec) -> Trained:
@@ -114,3 +127,103 @@ def test_a_checkpoint_of_other_noise_is_not_taken_for_this_one(
                 with pytest.raises(SpecError, match="trained with other settings"):
                     run(spec(few_digits, path, asked))
     assert len(jobs) == len(NOISES)
+
+
+def test_ray_trains_beside_the_checkpoint(
+    few_digits: Path, tmp_path: Path, jobs: list[TrainJob], places: list[Path | str]
+) -> None:
+    run(spec(few_digits, tmp_path / "model.pt"))
+    assert places == [tmp_path / "training"]
+
+
+@pytest.mark.parametrize("content", [b"", b"accuracy: 0.93", None], ids=["empty", "text", "folder"])
+def test_what_is_no_checkpoint_of_ours_is_left_alone(
+    few_digits: Path, tmp_path: Path, jobs: list[TrainJob], content: bytes | None
+) -> None:
+    path = tmp_path / "model.pt"
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(SpecError, match="exists and is no checkpoint of `stn train`"):
+        run(spec(few_digits, path))
+    assert jobs == []
+
+
+def test_a_checkpoint_that_would_be_read_as_another_format_is_refused(
+    few_digits: Path, tmp_path: Path, jobs: list[TrainJob]
+) -> None:
+    with pytest.raises(SpecError, match=r"model\.safetensors: .* name it \.pt"):
+        run(spec(few_digits, tmp_path / "model.safetensors"))
+    assert jobs == []
+
+
+# --- Object storage ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def uri(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> str:
+    for name, value in object_store.environment.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{BUCKET}/{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def proxy(object_store: ObjectStore, uri: str) -> Iterator[Proxy]:
+    with fault_proxy(object_store.url) as running:
+        yield running
+
+
+def in_bucket(spec: Spec, endpoint: str) -> Spec:
+    return spec.model_copy(update={"store": spec.store.model_copy(update={"endpoint_url": endpoint})})
+
+
+def test_data_and_checkpoint_may_be_in_object_storage(
+    few_digits: Path,
+    tmp_path: Path,
+    object_store: ObjectStore,
+    uri: str,
+    monkeypatch: pytest.MonkeyPatch,
+    jobs: list[TrainJob],
+    places: list[Path | str],
+) -> None:
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    store: Store = open_store(uri, S3Options(endpoint_url=object_store.url))
+    for found in LocalStore(few_digits).list(""):
+        store.create(f"data/{found.key}", LocalStore(few_digits).read(found.key))
+    asked = in_bucket(spec(f"{uri}/data", f"{uri}/models/model.pt"), object_store.url)
+    assert run(asked) == Trained(f"{uri}/models/model.pt", Epoch(1, 0.5))
+    assert places == [f"{uri}/models/training"]
+    assert jobs[0].storage == S3Options(endpoint_url=object_store.url)
+    run(spec(few_digits, tmp_path / "model.pt"))
+    # Where things are kept is no setting: a checkpoint may be moved between folder and bucket.
+    assert store.read("models/model.pt") == (tmp_path / "model.pt").read_bytes()
+
+    assert run(asked) == Trained(f"{uri}/models/model.pt", None)
+    with pytest.raises(SpecError, match=r"model\.checkpoint s3://.* was trained with other settings"):
+        run(in_bucket(spec(few_digits, f"{uri}/models/model.pt", seed=1), object_store.url))
+    assert len(jobs) == 2
+
+
+def test_a_checkpoint_that_lands_meanwhile_is_not_overwritten(
+    few_digits: Path, uri: str, jobs: list[TrainJob], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = spec(few_digits, f"{uri}/theirs.pt", seed=1)
+    run(theirs)
+    content = open_store(uri).read("theirs.pt")
+    fit = train.fit
+
+    def overtaken(*arguments: Any, **named: Any) -> tuple[bytes, Epoch]:
+        open_store(uri).create("model.pt", content)
+        return fit(*arguments, **named)
+
+    monkeypatch.setattr(train, "fit", overtaken)
+    with pytest.raises(SpecError, match="was trained with other settings"):
+        run(spec(few_digits, f"{uri}/model.pt"))
+    assert open_store(uri).read("model.pt") == content
+
+
+def test_a_server_that_ignores_conditions_is_refused_before_anything_is_trained(
+    few_digits: Path, uri: str, proxy: Proxy, jobs: list[TrainJob]
+) -> None:
+    proxy.decide = lambda request: "ignored condition" if request.conditional else None
+    with pytest.raises(StoreError, match=r"ignores If-None-Match.*single_writer"):
+        run(in_bucket(spec(few_digits, f"{uri}/model.pt"), proxy.url))
+    assert jobs == []

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from workers.counts_table import SCHEMA, SCHEMA_VERSION, decode, dense, encode, sparse, totals
+from workers.counts_table import SCHEMA, SCHEMA_VERSION, decode, dense, encode, has_checksum, sparse, totals
 
 
 def table(estimation: NDArray[np.int64], first: int = 0) -> pa.Table:
@@ -149,6 +149,108 @@ def parquet(rows: pa.Table, metadata: Any = None) -> bytes:
         rows = rows.replace_schema_metadata({b"stn": json.dumps(metadata).encode()})
     pq.write_table(rows, sink)
     return sink.getvalue()
+
+
+# --- Checksum ------------------------------------------------------------------------------------------------------
+
+#: Every kind of value: no votes, a lost image, numbers that are unknown.
+EVERYTHING = (
+    table(VOTES)
+    .set_column(10, SCHEMA.field("ties"), pa.array([0, None, 2], pa.int64()))
+    .set_column(11, SCHEMA.field("error"), pa.array([None, "cannot be decoded", ""], pa.string()))
+)
+
+
+@pytest.mark.parametrize("mask", [0x01, 0x80, 0xFF], ids=hex)
+def test_a_byte_that_changed_is_refused_or_changes_nothing(mask: int) -> None:
+    content = encode(EVERYTHING, {"shard": 3})
+    found = {"refused": 0, "the same": 0}
+    for position in range(mask % 7, len(content), len(content) // 400):
+        changed = bytearray(content)
+        changed[position] ^= mask
+        try:
+            rows, provenance = decode(bytes(changed))
+        except ValueError:
+            found["refused"] += 1
+        else:
+            assert rows.equals(EVERYTHING), position
+            assert provenance == {"schema_version": SCHEMA_VERSION, "shard": 3}, position
+            found["the same"] += 1
+    assert min(found.values()) > 50
+
+
+def written(rows: pa.Table, like: bytes, **options: Any) -> bytes:
+    """Other rows with the provenance and the checksum of a file that ``encode`` wrote."""
+    sink = io.BytesIO()
+    keys = pq.read_schema(io.BytesIO(like)).metadata
+    pq.write_table(rows.replace_schema_metadata(keys), sink, **options)
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"estimation": [[{"class": 1, "votes": 6}, {"class": 3, "votes": 4}], *sparse(VOTES).to_pylist()[1:]]},
+        {"estimation": [[], sparse(VOTES)[0].as_py(), sparse(VOTES)[2].as_py()]},
+        {"selection": sparse(VOTES).to_pylist(), "estimation": [[]] * 3},
+        {"index": [0, 2, 1]},
+        {"label": [0, 0, 1]},
+        {"ties": [0, 0, 2]},
+        {"ties": [None, None, 2]},
+        {"error": [None, "cannot be decode", "d"]},
+        {"error": [None, "cannot be decoded", None]},
+    ],
+    ids=str,
+)
+def test_other_values_under_the_same_checksum_are_refused(change: dict[str, list[Any]]) -> None:
+    rows = EVERYTHING
+    for name, values in change.items():
+        field = SCHEMA.field(name)
+        rows = rows.set_column(SCHEMA.names.index(name), field, pa.array(values, field.type))
+    with pytest.raises(ValueError, match=r"its contents are not what was written \(sha-256\)"):
+        decode(written(rows, encode(EVERYTHING, {})))
+    assert decode(encode(rows, {}))[0].equals(rows)
+
+
+def test_another_provenance_under_the_same_checksum_is_refused() -> None:
+    content = encode(EVERYTHING, {"shard": 3})
+    keys = {**pq.read_schema(io.BytesIO(content)).metadata, b"stn": b'{"schema_version": 2, "shard": 4}'}
+    sink = io.BytesIO()
+    pq.write_table(EVERYTHING.replace_schema_metadata(keys), sink)
+    with pytest.raises(ValueError, match="not what was written"):
+        decode(sink.getvalue())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"compression": "none", "use_dictionary": False},
+        {"row_group_size": 1, "data_page_version": "2.0"},
+    ],
+    ids=str,
+)
+def test_the_checksum_is_of_values_however_parquet_keeps_them(options: dict[str, Any]) -> None:
+    content = written(EVERYTHING, encode(EVERYTHING, {}), **options)
+    assert content != encode(EVERYTHING, {})
+    assert has_checksum(content)
+    assert decode(content)[0].equals(EVERYTHING)
+
+
+def test_slices_and_chunks_have_the_checksum_of_their_rows() -> None:
+    expected = encode(EVERYTHING, {})
+    assert encode(pa.concat_tables([EVERYTHING, EVERYTHING]).slice(3), {}) == expected
+    chunks = pa.concat_tables([EVERYTHING.slice(0, 1), EVERYTHING.slice(1)])
+    assert decode(written(chunks, expected))[0].equals(EVERYTHING)
+
+
+def test_a_table_from_before_there_were_checksums_is_read() -> None:
+    content = parquet(EVERYTHING, {"schema_version": SCHEMA_VERSION})
+    assert decode(content)[0].equals(EVERYTHING)
+    assert not has_checksum(content)
+    assert has_checksum(encode(EVERYTHING, {}))
+
+
+# --- Other files ---------------------------------------------------------------------------------------------------
 
 
 def test_a_newer_version_is_refused_by_number() -> None:

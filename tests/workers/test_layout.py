@@ -36,3 +36,29 @@ def test_keys_sort_as_shards_do() -> None:
 )
 def test_other_keys_are_no_shards(key: str) -> None:
     assert layout.shard_of(key) is None
+
+
+@given(st.integers(0, 10**9))
+def test_the_record_of_a_shard_given_up_leads_back_to_it(shard: int) -> None:
+    assert layout.failed_of(layout.failed(shard)) == shard
+
+
+@pytest.mark.parametrize("key", ["failed/shard-1.json", "failed/shard-0000001.json", "failed/notes.json", "failed/", ""])
+def test_other_keys_are_no_such_records(key: str) -> None:
+    assert layout.failed_of(key) is None
+
+
+def test_probes_and_drivers_are_known_by_their_keys() -> None:
+    assert layout.is_probe(layout.probe())
+    assert layout.probe() != layout.probe()
+    assert layout.is_driver(layout.driver("host-1-abc"))
+    for key in ("drivers/", "drivers/a/b.json", "drivers/notes.txt", ".probe/notes", ".probe/", "plan.json"):
+        assert not layout.is_probe(key)
+        assert not layout.is_driver(key)
+
+
+@given(st.text())
+def test_the_plan_and_all_that_lies_among_the_votes_is_told_from_the_rest(name: str) -> None:
+    assert layout.may_hold_votes(layout.COUNTS + name)
+    assert layout.may_hold_votes(layout.PLAN)
+    assert not layout.may_hold_votes(layout.PARTIAL + name)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import datetime
 import errno
 import os
 import subprocess
@@ -10,10 +11,26 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import boto3
 import pytest
+from botocore.stub import Stubber
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 from tests.object_store import BUCKET, ObjectStore
-from workers.store import LocalStore, ObjectMissing, Store, StoreError, open_store
+from workers.s3 import S3Store
+from workers.store import (
+    LocalStore,
+    ObjectMissing,
+    Store,
+    StoreError,
+    Unfinished,
+    check_endpoint,
+    checked,
+    checked_prefix,
+    is_key,
+    open_store,
+)
 
 # --- What every store promises -------------------------------------------------------------------------------------
 
@@ -248,6 +265,138 @@ def test_content_written_through_one_client_is_listed_by_another(store: Store, r
     assert keys(store, "counts/") == []
 
 
+#: Names that could mean something outside the run, or nothing at all.
+NO_KEYS = (
+    "",
+    "/",
+    "..",
+    "../x",
+    "counts/../../x",
+    "counts/..",
+    "./x",
+    "counts/./x",
+    "counts//x",
+    "/etc/passwd",
+    "counts\\..\\x",
+    "x\0",
+    "x\n",
+    "x\x7f",
+    "x\ud800",
+)
+
+
+@pytest.mark.parametrize("name", [*NO_KEYS, "counts/"], ids=ascii)
+def test_what_is_no_key_is_refused_by_name_wherever_one_is_asked_for(
+    store: Store, replacing: Replacing, name: str
+) -> None:
+    acts: tuple[Callable[[], object], ...] = (
+        lambda: store.create(name, b""),
+        lambda: store.replace(name, b""),
+        lambda: replacing(store, name, b""),
+        lambda: store.read(name),
+        lambda: store.exists(name),
+        lambda: store.delete(name),
+        lambda: store.discard(Unfinished(name, 0, 0.0, upload="x")),
+    )
+    for act in acts:
+        with pytest.raises(StoreError, match="is no object's key") as refused:
+            act()
+        assert repr(name) in str(refused.value)
+        assert not isinstance(refused.value, ObjectMissing)
+        assert len(str(refused.value).splitlines()) == 1
+    assert keys(store, "") == []
+
+
+@pytest.mark.parametrize("prefix", [name for name in NO_KEYS if name], ids=ascii)
+def test_no_listing_leaves_the_run(store: Store, prefix: str) -> None:
+    with pytest.raises(StoreError, match="is no object's key"):
+        keys(store, prefix)
+
+
+_PARTS = st.sampled_from(["", ".", "..", "counts", "x", "x y", "é", "~", "a\\b", "\0", "\n"])
+_NAMES = st.one_of(st.lists(_PARTS, max_size=5).map("/".join), st.text(max_size=20))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(_NAMES)
+@example("a/..b/...")
+def test_a_key_names_something_below_the_run_and_nothing_else_is_one(tmp_path: Path, name: str) -> None:
+    root = tmp_path.resolve() / "run"
+    if is_key(name):
+        assert checked(name) == name
+        assert checked_prefix(f"{name}/") == f"{name}/"
+        assert (root / name).resolve().relative_to(root).as_posix() == name
+        name.encode()
+    else:
+        with pytest.raises(StoreError):
+            checked(name)
+        unusual = os.path.normpath(name) != name or name[0] in "./"
+        assert unusual or not name.isprintable() or "\\" in name
+
+
+def test_a_probe_leaves_nothing_and_a_new_run_is_no_run_afterwards(
+    store: Store, reopen: Callable[[], Store], tmp_path: Path
+) -> None:
+    store.probe()
+    assert keys(reopen(), "") == []
+    assert [*store.unfinished()] == []
+    assert [*tmp_path.iterdir()] == []
+    store.create("a", b"1")
+    store.probe()
+    assert keys(store, "") == ["a"]
+
+
+@pytest.fixture
+def begin(store: Store, tmp_path: Path) -> Callable[[str, bytes], str]:
+    """Leaves in the store what a writer leaves that is killed while it writes an object; returns its key there."""
+
+    def in_folder(key: str, content: bytes) -> str:
+        aside = tmp_path / "runs" / "run" / ".tmp" / uuid.uuid4().hex
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_bytes(content)
+        return f".tmp/{aside.name}"
+
+    def in_bucket(key: str, content: bytes) -> str:
+        place = {"Bucket": BUCKET, "Key": f"{store.uri.removeprefix(f's3://{BUCKET}/')}/{key}"}
+        client = boto3.client("s3")
+        upload = client.create_multipart_upload(**place)["UploadId"]
+        client.upload_part(**place, UploadId=upload, PartNumber=1, Body=content)
+        return key
+
+    return in_folder if isinstance(store, LocalStore) else in_bucket
+
+
+Begin = Callable[[str, bytes], str]
+
+
+def test_what_a_killed_writer_left_is_found_and_in_no_listing(store: Store, begin: Begin) -> None:
+    store.create("counts/a", b"1")
+    key = begin("certificates", b"half a ta")
+    assert keys(store, "") == ["counts/a"]
+    found = [*store.unfinished()]
+    assert [(unfinished.key, unfinished.size) for unfinished in found] == [(key, 9)]
+    a = next(iter(store.list("counts/a")))
+    assert abs(found[0].modified - a.modified) < 60
+    store.discard(found[0])
+    store.discard(found[0])
+    assert [*store.unfinished()] == []
+    assert keys(store, "") == ["counts/a"]
+
+
+def test_of_two_that_write_the_same_object_one_is_discarded(store: Store, begin: Begin) -> None:
+    begin("certificates", b"first")
+    first = next(store.unfinished())
+    begin("certificates", b"second one")
+    store.discard(first)
+    assert [unfinished.size for unfinished in store.unfinished()] == [len(b"second one")]
+
+
+def test_another_runs_unfinished_objects_are_not_this_ones(store: Store, begin: Begin) -> None:
+    begin("certificates", b"1")
+    assert [*open_store(f"{store.uri}-other").unfinished()] == []
+    assert [*open_store(store.uri[:-1]).unfinished()] == []
+
+
 # --- What a folder adds --------------------------------------------------------------------------------------------
 
 
@@ -402,12 +551,65 @@ def test_content_and_name_are_on_disk_before_a_write_returns(
     assert calls == ["content", "name", "folder"]
 
 
-def test_what_a_killed_writer_left_is_in_no_listing(root: Path, folder: LocalStore) -> None:
-    (root / ".tmp").mkdir(parents=True)
-    (root / ".tmp" / "0123").write_bytes(b"half an obj")
+@pytest.mark.parametrize("name", ["back\\slash", "line\nbreak", "bell\a", os.fsdecode(b"latin-1 \xe9")], ids=ascii)
+def test_files_that_no_key_names_are_passed_over(root: Path, folder: LocalStore, name: str) -> None:
+    folder.create("a", b"1")
+    (root / name).write_bytes(b"")
+    (root / ".tmp").mkdir()
+    (root / ".tmp" / "mine.txt").write_bytes(b"")
+    assert keys(folder, "") == ["a"]
+    assert [*folder.unfinished()] == []
+
+
+def test_votes_may_lie_elsewhere_and_a_link_that_leads_nowhere_is_no_object(
+    root: Path, folder: LocalStore, tmp_path: Path
+) -> None:
+    (tmp_path / "large disk").mkdir()
+    root.mkdir()
+    (root / "counts").symlink_to(tmp_path / "large disk")
     folder.create("counts/a", b"1")
-    for prefix in ("counts/", "c", "counts/a"):
-        assert keys(folder, prefix) == ["counts/a"]
+    (root / "counts" / "b").symlink_to(tmp_path / "nowhere")
+    assert (tmp_path / "large disk" / "a").read_bytes() == b"1"
+    assert keys(folder, "counts/") == ["counts/a"]
+    (root / "loop").symlink_to(root / "loop")
+    with pytest.raises(StoreError, match=r"cannot list .*loop"):
+        keys(folder, "")
+
+
+def test_nothing_is_discarded_through_a_link(root: Path, folder: LocalStore, tmp_path: Path) -> None:
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others" / uuid.uuid4().hex).write_bytes(b"")
+    folder.create("a", b"1")
+    (root / ".tmp").symlink_to(tmp_path / "others")
+    assert [*folder.unfinished()] == []
+
+
+def test_a_folder_is_not_deleted_as_an_object(root: Path, folder: LocalStore) -> None:
+    (root / "counts").mkdir(parents=True)
+    with pytest.raises(StoreError, match="cannot delete") as refused:
+        folder.delete("counts")
+    assert len(str(refused.value).splitlines()) == 1
+    assert (root / "counts").is_dir()
+
+
+def test_discarding_the_last_unfinished_object_removes_their_folder(root: Path, folder: LocalStore) -> None:
+    (root / ".tmp").mkdir(parents=True)
+    (root / ".tmp" / uuid.uuid4().hex).write_bytes(b"half an obj")
+    for unfinished in folder.unfinished():
+        folder.discard(unfinished)
+    assert [*root.iterdir()] == []
+
+
+def test_a_probe_reports_a_file_system_without_hard_links(
+    root: Path, folder: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(StoreError, match="cannot write under"):
+        folder.probe()
+    assert not root.exists()
 
 
 BLOCKED = ("run is a file", "run is below a file", "key is a folder", "folder's folder is a file", "folder is a file")
@@ -465,6 +667,54 @@ def test_a_path_too_long_for_the_file_system_is_a_store_error(root: Path) -> Non
         store.create("a", b"1")
 
 
+# --- What a bucket adds --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bucket(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> S3Store:
+    for name, value in object_store.environment.items():
+        monkeypatch.setenv(name, value)
+    return S3Store(f"s3://{BUCKET}/{uuid.uuid4().hex}/run")
+
+
+def test_objects_that_no_key_names_are_passed_over(bucket: S3Store) -> None:
+    bucket.create("a", b"1")
+    bucket.create("folder/b", b"1")
+    prefix = bucket.uri.removeprefix(f"s3://{BUCKET}/")
+    client = boto3.client("s3")
+    for name in ("folder/", "line\nbreak", "control\x01"):
+        client.put_object(Bucket=BUCKET, Key=f"{prefix}/{name}", Body=b"")
+    assert keys(bucket, "") == ["a", "folder/b"]
+    assert keys(bucket, "folder/") == ["folder/b"]
+
+
+def test_whatever_a_server_lists_is_no_key_outside_the_run(bucket: S3Store) -> None:
+    prefix = bucket.uri.removeprefix(f"s3://{BUCKET}/")
+    now = datetime.datetime.now(datetime.UTC)
+    names = ["", "../x", "a", "a//b", "./c", "b/../../x", "back\\slash", "/etc/passwd", "d/"]
+    listed = [{"Key": f"{prefix}/{name}", "Size": 1, "LastModified": now} for name in names]
+    begun = [{"Key": f"{prefix}/{name}", "UploadId": "x", "Initiated": now} for name in names]
+    with Stubber(bucket._client) as answers:
+        answers.add_response("list_objects_v2", {"Contents": listed, "IsTruncated": False})
+        assert keys(bucket, "") == ["a"]
+        answers.add_response("list_multipart_uploads", {"Uploads": begun, "IsTruncated": False})
+        answers.add_client_error("list_parts", "NoSuchUpload")
+        assert [unfinished.key for unfinished in bucket.unfinished()] == ["a"]
+        answers.assert_no_pending_responses()
+
+
+def test_what_has_arrived_last_makes_an_upload_young(bucket: S3Store) -> None:
+    prefix = bucket.uri.removeprefix(f"s3://{BUCKET}/")
+    began = datetime.datetime(2024, 1, 1, tzinfo=datetime.UTC)
+    upload = {"Key": f"{prefix}/certificates", "UploadId": "x", "Initiated": began}
+    parts = [{"PartNumber": n, "Size": 5, "LastModified": began + n * datetime.timedelta(hours=1)} for n in (1, 2)]
+    with Stubber(bucket._client) as answers:
+        answers.add_response("list_multipart_uploads", {"Uploads": [upload], "IsTruncated": False})
+        answers.add_response("list_parts", {"Parts": parts, "IsTruncated": False})
+        (found,) = bucket.unfinished()
+    assert found == Unfinished("certificates", 10, began.timestamp() + 7200, upload="x")
+
+
 # --- Which store ---------------------------------------------------------------------------------------------------
 
 
@@ -492,3 +742,47 @@ def test_a_relative_path_stays_where_it_was_opened(tmp_path: Path, monkeypatch: 
 def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert open_store("~/run").uri == str(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "uri", ["s3://key:s3cr3t@bucket/run", "ftp://key:s3cr3t@host/run", "s3://s3cr3t@bucket", "http://:s3cr3t@host"]
+)
+def test_a_uri_with_a_password_is_refused_and_not_repeated(uri: str) -> None:
+    with pytest.raises(StoreError, match="must not hold a user or password") as refused:
+        open_store(uri)
+    assert "s3cr3t" not in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_an_at_sign_in_a_folders_name_is_nobodys_password(tmp_path: Path) -> None:
+    assert open_store(f"{tmp_path}/a@b").uri == f"{tmp_path}/a@b"
+    assert open_store("s3://bucket/run@2x").uri == "s3://bucket/run@2x"
+
+
+@pytest.mark.parametrize("url", ["http://host", "https://host:9000", "https://host/gate/s3/", "http://[::1]:9000"])
+def test_an_endpoint_is_a_server(url: str) -> None:
+    check_endpoint(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "s3cr3t",
+        "ftp://s3cr3t",
+        "http://",
+        "http://u:s3cr3t@host",
+        "http://s3cr3t@host",
+        "u:s3cr3t@host",
+        "http://host?X-Amz-Signature=s3cr3t",
+        "http://host#s3cr3t",
+        "http://host:s3cr3t",
+        "http://[s3cr3t]",
+        "http://host/ s3cr3t",
+        "http://host/\ns3cr3t",
+    ],
+)
+def test_an_endpoint_that_is_more_than_a_server_is_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(ValueError, match="the endpoint must be http://host") as refused:
+        check_endpoint(url)
+    assert "s3cr3t" not in str(refused.value)
