@@ -154,10 +154,19 @@ class Plan:
         )
 
     def provenance(self) -> dict[str, Any]:
-        """What every table of the run remembers. Where the run is kept and what worked on it is left out, so that the
-        same votes make the same bytes."""
+        """What every table of the run remembers. Where the run, its data and its weights are kept and what worked on it
+        is left out, so that the same votes make the same bytes."""
         return {
-            "spec": self.spec.model_dump(mode="json", exclude={"store", "resources"}),
+            "spec": self.spec.model_dump(
+                mode="json",
+                exclude={
+                    "store": True,
+                    "resources": True,
+                    "dataset": {"path"},
+                    "model": {"checkpoint"},
+                    "training": {"dataset": {"path"}},
+                },
+            ),
             "identity": self.identity(),
             "code_sha256": self.code_sha256,
             "versions": dict(self.versions),

@@ -19,7 +19,9 @@ from orchestrator.spec import Spec
 from stn_core.models import Normalized, weights_sha256
 from stn_core.naming import one_line
 from workers.counting import load_model
+from workers.files import absolute, exists
 from workers.images import DatasetError, ImageSet, UnreadableImage, open_dataset, selected
+from workers.store import StoreError
 
 _PACKAGES = ("ray", "torch", "torchvision", "numpy", "scipy", "pyarrow", "pillow")
 
@@ -50,9 +52,9 @@ def resolve(spec: Spec) -> Resolved:
     spec = _with_absolute_paths(spec)
     _check_checkpoint(spec)
     try:
-        images = open_dataset(spec.dataset)
+        images = open_dataset(spec.dataset, spec.store.options)
         num_classes = spec.model.num_classes or images.num_classes
-        model = load_model(spec.model, num_classes)
+        model = load_model(spec.model, num_classes, spec.store.options)
     except (DatasetError, ValueError) as error:
         raise SpecError(str(error)) from error
     indices = selected(spec.dataset, len(images))
@@ -98,7 +100,7 @@ def _with_absolute_paths(spec: Spec) -> Spec:
     for section, key in (("dataset", "path"), ("model", "checkpoint")):
         if values[section].get(key) is not None:
             try:
-                values[section][key] = Path(values[section][key]).expanduser().absolute()
+                values[section][key] = absolute(values[section][key])
             except RuntimeError as error:
                 raise SpecError(f"{section}.{key} {values[section][key]}: {one_line(error)}") from error
     return Spec.model_validate(values)
@@ -109,7 +111,7 @@ def _check_checkpoint(spec: Spec) -> None:
     checkpoint = spec.model.checkpoint
     if checkpoint is None and ":" not in spec.model.name:
         raise SpecError(f"model.checkpoint is missing: the weights of {spec.model.name!r} would be random")
-    if checkpoint is not None and not checkpoint.exists():
+    if checkpoint is not None and not exists(checkpoint, spec.store.options):
         hint = "run `stn train` first, or name another file" if spec.training else "name another file"
         raise SpecError(f"no checkpoint at model.checkpoint {checkpoint}: {hint}")
 
@@ -124,7 +126,7 @@ def _usual_shape(images: ImageSet, indices: range) -> tuple[int, tuple[int, int,
             shapes.setdefault((channels, height, width), []).append(index)
         except UnreadableImage as error:
             reason = f"its first images cannot be used: image {index}: {error}"
-        except OSError as error:
+        except (OSError, StoreError) as error:
             raise SpecError(f"dataset: image {index} cannot be read: {one_line(error)}") from error
     if not shapes:
         raise SpecError(f"no images to certify in dataset: {reason}")

@@ -14,10 +14,12 @@ import torch
 from orchestrator.cluster import cluster, fit
 from orchestrator.errors import SpecError
 from orchestrator.spec import Spec
+from stn_core.naming import one_line
 from workers.counting import load_model
+from workers.files import absolute, exists, parent_and_name, read_file
 from workers.images import DatasetError, open_dataset
 from workers.settings import GaussianNoise, Training
-from workers.store import LocalStore
+from workers.store import S3Options, StoreError, open_store
 from workers.training import Epoch, TrainJob
 
 #: The paper does not state its own; see docs/architecture.md.
@@ -29,11 +31,11 @@ class Trained:
     """A trained model.
 
     Attributes:
-        checkpoint: the file written; a dict with "state_dict", "training" (settings) and "training_sha256".
+        checkpoint: the file or object written; a dict with "state_dict", "training" (settings) and "training_sha256".
         epoch: the last epoch's figures; None if the checkpoint was there already.
     """
 
-    checkpoint: Path
+    checkpoint: Path | str
     epoch: Epoch | None
 
 
@@ -49,7 +51,9 @@ def train_model(spec: Spec, *, observe: Callable[[Epoch], None]) -> Trained:
         raise SpecError("training is missing: `stn train` needs that section, see examples/demo.yaml")
     if checkpoint is None:
         raise SpecError("model.checkpoint is missing: `stn train` writes the weights there")
-    checkpoint = checkpoint.expanduser().absolute()
+    if str(checkpoint).endswith(".safetensors"):
+        raise SpecError(f"model.checkpoint {checkpoint}: `stn train` writes PyTorch's format, name it .pt")
+    checkpoint = _absolute("model.checkpoint", checkpoint)
     job, fingerprint = _job(spec, training)
     settings = {
         "model": spec.model.model_dump(mode="json", exclude={"checkpoint"}),
@@ -64,23 +68,27 @@ def train_model(spec: Spec, *, observe: Callable[[Epoch], None]) -> Trained:
         "dataset_sha256": fingerprint,
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    if checkpoint.exists():
-        _check_existing(checkpoint, digest)
+    options = spec.store.options
+    parent, name = parent_and_name(checkpoint)
+    if exists(checkpoint, options):
+        _check_existing(checkpoint, options, digest)
         return Trained(checkpoint, None)
+    store = open_store(str(parent), options)
+    store.check_exclusive()  # before hours are spent on what cannot be written
 
     with cluster(job.training.workers * job.threads + 1) as capacity:
-        state, epoch = fit(
+        content, epoch = fit(
             job,
             name=f"train-{digest[:16]}",
-            storage=checkpoint.parent / "training",
+            storage=parent / "training" if isinstance(parent, Path) else f"{parent}/training",
             gpu=capacity.gpus >= training.workers,
             observe=observe,
         )
-    network = torch.load(state, map_location="cpu", weights_only=True)["network"]
-    content = io.BytesIO()
-    torch.save({"state_dict": network, "training": settings, "training_sha256": digest}, content)
-    if not LocalStore(checkpoint.parent).create(checkpoint.name, content.getvalue()):
-        _check_existing(checkpoint, digest)
+    network = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)["network"]
+    file = io.BytesIO()
+    torch.save({"state_dict": network, "training": settings, "training_sha256": digest}, file)
+    if not store.create(name, file.getvalue()):
+        _check_existing(checkpoint, options, digest)
     return Trained(checkpoint, epoch)
 
 
@@ -88,9 +96,9 @@ def _job(spec: Spec, training: Training) -> tuple[TrainJob, str]:
     dataset = training.dataset
     path = getattr(dataset, "path", None)
     if path is not None:
-        dataset = dataset.model_copy(update={"path": Path(path).expanduser().absolute()})
+        dataset = dataset.model_copy(update={"path": _absolute("training.dataset.path", path)})
     try:
-        images = open_dataset(dataset)
+        images = open_dataset(dataset, spec.store.options)
         num_classes = spec.model.num_classes or images.num_classes
         load_model(spec.model.model_copy(update={"checkpoint": None}), num_classes)
     except (DatasetError, ValueError) as error:
@@ -105,13 +113,23 @@ def _job(spec: Spec, training: Training) -> tuple[TrainJob, str]:
         gamma=training.gamma if training.gamma is not None else DEFAULT_GAMMA,
         threads=training.threads_per_worker,
         import_paths=(str(Path.cwd()),),
+        storage=spec.store.options,
     )
     return job, images.fingerprint
 
 
-def _check_existing(checkpoint: Path, digest: str) -> None:
+def _absolute(key: str, place: Path | str) -> Path | str:
     try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        return absolute(place)
+    except RuntimeError as error:
+        raise SpecError(f"{key} {place}: {one_line(error)}") from error
+
+
+def _check_existing(checkpoint: Path | str, options: S3Options, digest: str) -> None:
+    try:
+        content = torch.load(io.BytesIO(read_file(checkpoint, options)), map_location="cpu", weights_only=True)
+    except StoreError:
+        raise
     except Exception as error:  # whatever is wrong with the file, it is not ours to overwrite
         raise SpecError(f"model.checkpoint {checkpoint} exists and is no checkpoint of `stn train`") from error
     if not isinstance(content, dict) or content.get("training_sha256") != digest:

@@ -1,14 +1,19 @@
-"""The table of votes: its schema, and the way between dense counts and sparse rows."""
+"""The table of votes: its schema, and the way between dense counts and sparse rows.
+
+A table's bytes carry a digest of what they hold: of provenance and values, not of how Parquet keeps them.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -41,6 +46,7 @@ SCHEMA = pa.schema(
 _SINCE_VERSION_2 = {"selection_ties", "ties"}
 
 _METADATA_KEY = b"stn"
+_CHECKSUM_KEY = b"stn.sha256"
 
 
 def sparse(votes: NDArray[np.int64]) -> pa.ListArray:
@@ -87,24 +93,28 @@ def totals(votes: pa.ChunkedArray, num_classes: int) -> NDArray[np.int64]:
 
 def encode(table: pa.Table, provenance: Mapping[str, Any]) -> bytes:
     """A Parquet file of count rows. The same table and provenance give the same bytes."""
-    metadata = json.dumps({"schema_version": SCHEMA_VERSION, **provenance}, sort_keys=True)
+    metadata = json.dumps({"schema_version": SCHEMA_VERSION, **provenance}, sort_keys=True).encode()
+    keys = {_METADATA_KEY: metadata, _CHECKSUM_KEY: _sha256(metadata, table).encode()}
     sink = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata({_METADATA_KEY: metadata.encode()}), sink, compression="zstd")
+    pq.write_table(table.replace_schema_metadata(keys), sink, compression="zstd")
     return sink.getvalue()
 
 
 def decode(content: bytes) -> tuple[pa.Table, dict[str, Any]]:
-    """Rows and provenance of a Parquet file written by ``encode``.
+    """Rows and provenance of a Parquet file written by ``encode``, held against their checksum if there is one.
 
     Raises:
         ValueError: the file is damaged, no count table, or of a newer version.
     """
     try:
         table = pq.read_table(io.BytesIO(content))
-    except (pa.ArrowException, OSError) as error:
+        names = set(table.schema.names)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"damaged Parquet: {one_line(error)}") from error
+    keys = table.schema.metadata or {}
+    metadata = keys.get(_METADATA_KEY, b"null")
     try:
-        provenance = json.loads((table.schema.metadata or {}).get(_METADATA_KEY, b"null"))
+        provenance = json.loads(metadata)
     except ValueError as error:
         raise ValueError("not a table of votes: its metadata is damaged") from error
     version = provenance.get("schema_version") if isinstance(provenance, dict) else None
@@ -112,11 +122,46 @@ def decode(content: bytes) -> tuple[pa.Table, dict[str, Any]]:
         raise ValueError("not a table of votes")
     if version > SCHEMA_VERSION:
         raise ValueError(f"written by a newer version (schema {version}, this one reads up to {SCHEMA_VERSION})")
-    for name in _SINCE_VERSION_2 - set(table.schema.names) if version == 1 else ():
+    for name in _SINCE_VERSION_2 - names if version == 1 else ():
         table = table.append_column(name, pa.nulls(len(table), pa.int64()))
     if not set(SCHEMA.names) <= set(table.schema.names):
         raise ValueError("not a table of votes: columns are missing")
     try:
-        return table.select(SCHEMA.names).cast(SCHEMA), provenance
+        rows = table.select(SCHEMA.names).cast(SCHEMA)
     except (pa.ArrowException, ValueError) as error:
         raise ValueError(f"not a table of votes: {one_line(error)}") from error
+    if _CHECKSUM_KEY in keys and keys[_CHECKSUM_KEY] != _sha256(metadata, rows).encode():
+        raise ValueError("its contents are not what was written (sha-256)")
+    return rows, provenance
+
+
+def has_checksum(content: bytes) -> bool:
+    """Whether a file that ``decode`` accepts carries the digest that it was held against; the oldest ones do not."""
+    return _CHECKSUM_KEY in (pq.read_table(io.BytesIO(content), columns=[]).schema.metadata or {})
+
+
+def _sha256(metadata: bytes, table: pa.Table) -> str:
+    """Digest of provenance and values. A column that joins the schema joins it too, and needs a new version."""
+    digest = hashlib.sha256(len(metadata).to_bytes(8, "little") + metadata)
+    for name in SCHEMA.names:
+        digest.update(name.encode() + b"\0")
+        for part in _canonical(table[name].combine_chunks()):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _canonical(values: pa.Array) -> Iterator[bytes]:
+    """Values as bytes, from which they can be told: number, nulls, then what the type has, in 64-bit little endian."""
+    yield len(values).to_bytes(8, "little")
+    yield values.is_valid().cast(pa.uint8()).to_numpy(zero_copy_only=False).tobytes()
+    if pa.types.is_struct(values.type):
+        for part in values.flatten():
+            yield from _canonical(part)
+    elif pa.types.is_list(values.type):
+        yield from _canonical(pc.list_value_length(values))
+        yield from _canonical(values.flatten())
+    elif pa.types.is_string(values.type):
+        yield from _canonical(pc.binary_length(values))
+        yield b"".join(text for text in values.cast(pa.binary()).to_pylist() if text is not None)
+    else:
+        yield values.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False).astype("<i8").tobytes()

@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import hashlib
 import io
+import tempfile
 from abc import ABC, abstractmethod
-from pathlib import Path
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from stn_core.naming import one_line
+from workers.files import File, Files, open_files, parent_and_name
 from workers.settings import Dataset, Digits, ImageFolder, Mnist, ParquetImages
+from workers.store import S3Options, StoreError
 
 Pixels = NDArray[np.uint8]
 
@@ -58,20 +63,25 @@ class ImageSet(ABC):
 
     @abstractmethod
     def read(self, index: int) -> Pixels:
-        """The image as uint8 (channels, height, width). Raises UnreadableImage."""
+        """The image as uint8 (channels, height, width). Raises UnreadableImage; what may pass is another error."""
 
 
-def open_dataset(dataset: Dataset) -> ImageSet:
-    """The images a spec's ``dataset`` section names. Raises DatasetError."""
-    match dataset:
-        case Digits():
-            return _digits(dataset)
-        case Mnist():
-            return _mnist(dataset)
-        case ImageFolder():
-            return _Folder(dataset)
-        case ParquetImages():
-            return _Parquet(dataset)
+def open_dataset(dataset: Dataset, options: S3Options | None = None) -> ImageSet:
+    """The images a spec's ``dataset`` section names; ``options`` are for object storage. Raises DatasetError."""
+    try:
+        match dataset:
+            case Digits():
+                return _digits(dataset)
+            case Mnist():
+                return _mnist(dataset, open_files(dataset.path, options))
+            case ImageFolder():
+                return _Folder(dataset, open_files(dataset.path, options))
+            case ParquetImages():
+                return _Parquet(dataset, options)
+    except StoreError as error:
+        raise DatasetError(f"dataset.path: {error}") from error
+    except OSError as error:
+        raise DatasetError(f"dataset.path cannot be read: {one_line(error)}") from error
 
 
 def selected(dataset: Dataset, images: int) -> range:
@@ -107,20 +117,37 @@ def _digits(dataset: Digits) -> ImageSet:
     return _Arrays(pixels, labels[order].astype(np.int64), 10)
 
 
-def _mnist(dataset: Mnist) -> ImageSet:
+def _mnist(dataset: Mnist, files: Files) -> ImageSet:
     from torchvision.datasets import MNIST
 
     try:
-        data = MNIST(str(dataset.path), train=dataset.split == "train")
+        if isinstance(dataset.path, Path):
+            data = MNIST(str(dataset.path), train=dataset.split == "train")
+            images, labels = data.data, data.targets
+        else:
+            images, labels = _fetched_mnist(files, "train" if dataset.split == "train" else "t10k")
+    except StoreError:
+        raise
     except (RuntimeError, OSError) as error:
         raise DatasetError(f"no MNIST at dataset.path {dataset.path}: it must hold MNIST/raw/*-ubyte") from error
     except Exception as error:  # torchvision asserts and indexes its way through a damaged file
         raise DatasetError(f"MNIST at dataset.path {dataset.path} is damaged: {one_line(error)}") from error
-    if len(data.data) != len(data.targets):
+    if len(images) != len(labels):
         raise DatasetError(
-            f"MNIST at dataset.path {dataset.path} is damaged: {len(data.data)} images, {len(data.targets)} labels"
+            f"MNIST at dataset.path {dataset.path} is damaged: {len(images)} images, {len(labels)} labels"
         )
-    return _Arrays(data.data.numpy()[:, None], data.targets.numpy().astype(np.int64), 10)
+    return _Arrays(images.numpy()[:, None], labels.numpy().astype(np.int64), 10)
+
+
+def _fetched_mnist(files: Files, split: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """One split's images and labels; torchvision reads from a folder only."""
+    from torchvision.datasets.mnist import read_image_file, read_label_file
+
+    with tempfile.TemporaryDirectory() as folder:
+        copies = [Path(folder, f"{split}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1")]
+        for copy in copies:
+            copy.write_bytes(files.read(f"MNIST/raw/{copy.name}"))
+        return read_image_file(str(copies[0])), read_label_file(str(copies[1]))
 
 
 def _decode(encoded: bytes, resize: int | None, crop: int | None) -> Pixels:
@@ -147,22 +174,23 @@ def _decode(encoded: bytes, resize: int | None, crop: int | None) -> Pixels:
 class _Folder(ImageSet):
     """path/CLASS/FILE, as torchvision's ImageFolder orders it."""
 
-    def __init__(self, dataset: ImageFolder) -> None:
-        self._dataset = dataset
-        if not dataset.path.is_dir():
-            raise DatasetError(f"dataset.path {dataset.path} is no folder")
-        classes = sorted(entry.name for entry in dataset.path.iterdir() if entry.is_dir())
+    def __init__(self, dataset: ImageFolder, files: Files) -> None:
+        self._dataset, self._files = dataset, files
+        try:
+            listing = files.walk()
+        except (FileNotFoundError, NotADirectoryError):
+            raise DatasetError(f"dataset.path {dataset.path} is no folder") from None
+        classes = sorted({file.name.partition("/")[0] for file in listing if "/" in file.name})
+        number = {name: label for label, name in enumerate(classes)}
         digest = hashlib.sha256(f"{dataset.resize} {dataset.crop}\n".encode())
         self._names: list[str] = []
         labels: list[int] = []
-        for label, name in enumerate(classes):
-            folder = dataset.path / name
-            for file in sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES):
-                relative = file.relative_to(dataset.path).as_posix()
-                size = file.stat().st_size if file.exists() else -1  # a link to nowhere is one unreadable image
-                digest.update(f"{label} {relative} {size}\n".encode())
-                self._names.append(relative)
-                labels.append(label)
+        for file in listing:
+            folder, inside, rest = file.name.partition("/")
+            if inside and not rest.endswith("/") and PurePosixPath(rest).suffix.lower() in _SUFFIXES:
+                digest.update(f"{number[folder]} {file.name} {file.size}\n".encode())
+                self._names.append(file.name)
+                labels.append(number[folder])
         if not labels:
             raise DatasetError(f"dataset.path {dataset.path} holds no images: expected {dataset.path}/CLASS/FILE")
         self.labels = np.array(labels, dtype=np.int64)
@@ -176,7 +204,7 @@ class _Folder(ImageSet):
     def read(self, index: int) -> Pixels:
         name = self._names[index]
         try:
-            encoded = (self._dataset.path / name).read_bytes()
+            encoded = self._files.read(name)
         except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
             # Other errors may pass: they fail the shard, which is tried again.
             raise UnreadableImage(f"{name} cannot be read: {error.strerror}") from error
@@ -189,19 +217,21 @@ class _Folder(ImageSet):
 class _Parquet(ImageSet):
     """Encoded images in Parquet, read a row group at a time."""
 
-    def __init__(self, dataset: ParquetImages) -> None:
+    def __init__(self, dataset: ParquetImages, options: S3Options | None) -> None:
         self._dataset = dataset
-        paths = sorted(dataset.path.glob("*.parquet")) if dataset.path.is_dir() else [dataset.path]
+        place, self._files, tables = _tables(dataset.path, options)
         columns = f"{dataset.image_column} {dataset.label_column}"
         digest = hashlib.sha256(f"{dataset.resize} {dataset.crop} {columns}\n".encode())
-        self._groups: list[tuple[Path, int, str]] = []
+        self._groups: list[tuple[File, int, str]] = []
         starts, labels = [0], []
-        for path in paths:
+        for table in tables:
+            path = f"{str(place).rstrip('/')}/{table.name}"
             try:
-                file = pq.ParquetFile(path)
-                if dataset.label_column not in file.schema_arrow.names:
-                    raise DatasetError(f"{path} has no column {dataset.label_column!r}: set dataset.label_column")
-                column = file.read([dataset.label_column]).column(0)
+                with self._files.open(table) as source:
+                    file = pq.ParquetFile(source)
+                    if dataset.label_column not in file.schema_arrow.names:
+                        raise DatasetError(f"{path} has no column {dataset.label_column!r}: set dataset.label_column")
+                    column = file.read([dataset.label_column]).column(0)
             except FileNotFoundError:
                 raise DatasetError(f"no file at dataset.path {path}") from None
             except (pa.ArrowException, OSError) as error:
@@ -214,9 +244,9 @@ class _Parquet(ImageSet):
                 )
             images = _image_column(file.schema_arrow, path, dataset.image_column)
             labels.append(column.to_numpy().astype(np.int64))
-            digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+            digest.update(f"{table.name} {table.size}\n".encode())
             for group in range(file.num_row_groups):
-                self._groups.append((path, group, images))
+                self._groups.append((table, group, images))
                 starts.append(starts[-1] + file.metadata.row_group(group).num_rows)
         if starts[-1] == 0:
             raise DatasetError(f"dataset.path {dataset.path} holds no images")
@@ -230,12 +260,13 @@ class _Parquet(ImageSet):
     def read(self, index: int) -> Pixels:
         group = int(np.searchsorted(self._starts, index, side="right")) - 1
         if self._loaded is None or self._loaded[0] != group:
-            path, number, column = self._groups[group]
+            table, number, column = self._groups[group]
             try:
-                table = pq.ParquetFile(path).read_row_group(number, columns=[column])
+                with self._files.open(table) as source:
+                    rows = pq.ParquetFile(source).read_row_group(number, columns=[column])
             except pa.ArrowException as error:
-                raise UnreadableImage(f"{path.name} cannot be read: {one_line(error)}") from error
-            self._loaded = (group, table.column(0))
+                raise UnreadableImage(f"{table.name} cannot be read: {one_line(error)}") from error
+            self._loaded = (group, rows.column(0))
         value = self._loaded[1][index - int(self._starts[group])].as_py()
         encoded = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(encoded, bytes):
@@ -243,7 +274,21 @@ class _Parquet(ImageSet):
         return _decode(encoded, self._dataset.resize, self._dataset.crop)
 
 
-def _image_column(schema: pa.Schema, path: Path, chosen: str | None) -> str:
+def _tables(path: Path | str, options: S3Options | None) -> tuple[Path | str, Files, Sequence[File]]:
+    """The Parquet files of a folder, or the one file that a path may be: where they lie, and what they are."""
+    files = open_files(path, options)
+    try:
+        return path, files, [file for file in files.list() if file.name.endswith(".parquet")]
+    except (FileNotFoundError, NotADirectoryError):
+        parent, name = parent_and_name(path)
+    files = open_files(parent, options)
+    try:
+        return parent, files, [files.file(name)]
+    except FileNotFoundError:
+        raise DatasetError(f"no file at dataset.path {path}") from None
+
+
+def _image_column(schema: pa.Schema, path: str, chosen: str | None) -> str:
     """The column that holds encoded images: the one chosen, or the only struct column with a field 'bytes'."""
     structs = [
         field.name for field in schema if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0

@@ -26,7 +26,7 @@ from workers.committed import read_committed
 from workers.counting import CountJob, count_images, load_model
 from workers.images import open_dataset
 from workers.store import ObjectMissing
-from workers.training import Epoch, TrainJob, train
+from workers.training import STATE, Epoch, TrainJob, train
 
 
 @dataclass(frozen=True)
@@ -167,9 +167,12 @@ class _RaySession:
         prepared: nn.Module = ray.train.torch.prepare_model(model)
         return prepared
 
-    def restored(self) -> Path | None:
+    def restored(self) -> bytes | None:
         checkpoint = ray.train.get_checkpoint()
-        return None if checkpoint is None else Path(checkpoint.to_directory())
+        if checkpoint is None:
+            return None
+        with checkpoint.as_directory() as folder:
+            return (Path(folder) / STATE).read_bytes()
 
     def report(self, epoch: Epoch, checkpoint: Path | None) -> None:
         kept = None if checkpoint is None else ray.train.Checkpoint.from_directory(str(checkpoint))

@@ -8,6 +8,8 @@ stored then tells which.
 from __future__ import annotations
 
 import contextlib
+import io
+import re
 import time
 import uuid
 from collections.abc import Iterator
@@ -20,7 +22,18 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, NoCredentialsError, ProfileNotFound
 
 from stn_core.naming import one_line
-from workers.store import ObjectMissing, S3Options, StoredObject, StoreError
+from workers import layout
+from workers.store import (
+    ObjectMissing,
+    S3Options,
+    StoredObject,
+    StoreError,
+    Unfinished,
+    check_endpoint,
+    checked,
+    checked_prefix,
+    is_key,
+)
 
 #: botocore's adaptive mode slows down when throttled; ten tries outlast a server's restart.
 _ATTEMPTS = 10
@@ -30,8 +43,19 @@ _PAUSE_S = 0.5
 
 _ALONE = "set store.single_writer (or --single-writer) if nobody else writes to this run"
 
+#: What stands in a URL before its host, and what signs a request.
+_SIGNED = re.compile(r"[^\s/\"'@]*@|(?<=Signature=)\w+|(?<=Credential=)[^\s,&]+|(?<=Token=)[^\s,&]+", re.IGNORECASE)
+#: Shorter than any that AWS hands out: words, not secrets.
+_SHORTEST_SECRET = 8
+
 _ABSENT = {"NoSuchKey", "404", "NotFound"}
+#: Good credentials, and no permission to have that object.
+_DENIED = {"403", "AccessDenied", "Forbidden"}
 _REFUSED = {"403", "AccessDenied", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}
+
+
+class ObjectRefused(StoreError):
+    """There is no permission to have that object."""
 
 
 class S3Store:
@@ -59,8 +83,13 @@ class S3Store:
             read_timeout=60,
             **({} if options.checksums is None else {"request_checksum_calculation": options.checksums}),
         )
+        self._credentials: Any = None
         with self._told("open"):
-            self._client: Any = boto3.session.Session().client("s3", endpoint_url=options.endpoint_url, config=config)
+            session = boto3.session.Session()
+            self._credentials = session.get_credentials()
+            self._client: Any = session.client("s3", endpoint_url=options.endpoint_url, config=config)
+            # The spec is checked when it is read; the environment and AWS's files may say it too.
+            check_endpoint(self._client.meta.endpoint_url)
 
     def create(self, key: str, content: bytes) -> bool:
         if self._single_writer:
@@ -94,10 +123,13 @@ class S3Store:
             self._client.upload_file(str(file), self._bucket, self._key(key))
 
     def read(self, key: str) -> bytes:
+        return self._get(key)
+
+    def _get(self, key: str, **part: str) -> bytes:
         with self._told("read", key):
             for attempt in range(_READ_ATTEMPTS):
                 try:
-                    return self._client.get_object(Bucket=self._bucket, Key=self._key(key))["Body"].read()
+                    return self._client.get_object(Bucket=self._bucket, Key=self._key(key), **part)["Body"].read()
                 except (HTTPClientError, OSError):
                     if attempt == _READ_ATTEMPTS - 1:
                         raise
@@ -116,15 +148,16 @@ class S3Store:
         return True
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
-        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._key(prefix))
-        found = []
+        within = self._prefix + checked_prefix(prefix)
+        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=within)
         with self._told("list"):
-            for page in pages:
-                for entry in page.get("Contents", ()):
-                    key = entry["Key"][len(self._prefix) :]
-                    found.append(StoredObject(key, entry["Size"], entry["LastModified"].timestamp()))
+            entries = [entry for page in pages for entry in page.get("Contents", ())]
+        objects = (
+            StoredObject(entry["Key"][len(self._prefix) :], entry["Size"], entry["LastModified"].timestamp())
+            for entry in entries
+        )
         # AWS lists in this order; servers that keep folders may not.
-        yield from sorted(found, key=lambda stored: stored.key)
+        yield from sorted((stored for stored in objects if is_key(stored.key)), key=lambda stored: stored.key)
 
     def delete(self, key: str) -> None:
         with self._told("delete"):
@@ -133,7 +166,7 @@ class S3Store:
     def check_exclusive(self) -> None:
         if self._single_writer:
             return
-        probe = f".probe/{uuid.uuid4().hex}"
+        probe = layout.probe()
         try:
             honoured = self.create(probe, b"first") and not self.create(probe, b"second")
         finally:
@@ -144,8 +177,45 @@ class S3Store:
                 + _ALONE
             )
 
+    def probe(self) -> None:
+        probe, content = layout.probe(), uuid.uuid4().bytes
+        try:
+            self.replace(probe, content)
+            if self.read(probe) != content or not self.exists(probe):
+                raise StoreError(f"what was written under {self.uri} reads back as something else")
+        finally:
+            self.delete(probe)
+
+    def unfinished(self) -> Iterator[Unfinished]:
+        pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self._bucket, Prefix=self._prefix)
+        with self._told("list uploads"):
+            uploads = [entry for page in pages for entry in page.get("Uploads", ())]
+        for entry in uploads:
+            key = entry["Key"][len(self._prefix) :]
+            if is_key(key):
+                parts = [*self._parts(entry)]
+                times = [entry["Initiated"], *(part["LastModified"] for part in parts)]
+                yield Unfinished(
+                    key, sum(part["Size"] for part in parts), max(times).timestamp(), upload=entry["UploadId"]
+                )
+
+    def _parts(self, upload: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """The parts of a multipart upload that have arrived; none where it was ended meanwhile."""
+        pages = self._client.get_paginator("list_parts").paginate(
+            Bucket=self._bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+        )
+        with self._told("list uploads"), _unless_ended():
+            for page in pages:
+                yield from page.get("Parts", ())
+
+    def discard(self, unfinished: Unfinished) -> None:
+        with self._told("abort an upload"), _unless_ended():
+            self._client.abort_multipart_upload(
+                Bucket=self._bucket, Key=self._key(unfinished.key), UploadId=unfinished.upload
+            )
+
     def _key(self, key: str) -> str:
-        return self._prefix + key
+        return self._prefix + checked(key)
 
     @contextlib.contextmanager
     def _told(self, doing: str, key: str = "") -> Iterator[None]:
@@ -161,16 +231,91 @@ class S3Store:
                     f"{self.uri}: there is no bucket {self._bucket!r}: create it, or name another"
                 ) from None
             if code in _REFUSED:
-                raise StoreError(
+                raise (ObjectRefused if key and code in _DENIED else StoreError)(
                     f"no permission to {doing} under {self.uri} ({code}): "
                     "check the AWS credentials and the bucket's policy"
                 ) from None
-            raise StoreError(f"cannot {doing} under {self.uri}: {one_line(error)}") from None
+            raise StoreError(f"cannot {doing} under {self.uri}: {self._says(error)}") from None
         except NoCredentialsError:
             raise StoreError(
                 f"{self.uri}: no AWS credentials; set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             ) from None
         except (ProfileNotFound, ValueError) as error:
-            raise StoreError(f"{self.uri}: {one_line(error)}") from None
+            raise StoreError(f"{self.uri}: {self._says(error)}") from None
         except (BotoCoreError, S3UploadFailedError, OSError) as error:
-            raise StoreError(f"cannot {doing} under {self.uri}: {one_line(error)}") from None
+            raise StoreError(f"cannot {doing} under {self.uri}: {self._says(error)}") from None
+
+    def _says(self, error: Exception) -> str:
+        """What an error says, without what is nobody's business. A wrong server may send back all it was sent."""
+        text = str(error)
+        with contextlib.suppress(BotoCoreError):  # credentials that expired and cannot be had again
+            own = self._credentials and self._credentials.get_frozen_credentials()
+            for secret in (own.secret_key, own.token, own.access_key) if own else ():
+                if secret and len(secret) >= _SHORTEST_SECRET:
+                    text = text.replace(secret, "…")
+        return one_line(StoreError(_SIGNED.sub("…", text)))
+
+
+@contextlib.contextmanager
+def _unless_ended() -> Iterator[None]:
+    """Pass over that an upload was completed or aborted meanwhile."""
+    try:
+        yield
+    except ClientError as error:
+        if error.response.get("Error", {}).get("Code") != "NoSuchUpload":
+            raise
+
+
+class S3Reader(S3Store):
+    """Data or weights below ``s3://bucket/prefix``. Their keys are of somebody else's making: any is taken as it is."""
+
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        pages = self._client.get_paginator("list_objects_v2").paginate(
+            Bucket=self._bucket, Prefix=self._prefix + prefix
+        )
+        with self._told("list"):
+            for page in pages:
+                for entry in page.get("Contents", ()):
+                    key = entry["Key"][len(self._prefix) :]
+                    yield StoredObject(key, entry["Size"], entry["LastModified"].timestamp())
+
+    def size(self, key: str) -> int:
+        """An object's size, bytes. Raises ObjectMissing."""
+        with self._told("read", key):
+            return int(self._client.head_object(Bucket=self._bucket, Key=self._key(key))["ContentLength"])
+
+    def read_range(self, key: str, start: int, stop: int) -> bytes:
+        """Bytes ``start`` up to ``stop`` of an object. Raises ObjectMissing."""
+        return self._get(key, Range=f"bytes={start}-{stop - 1}") if start < stop else b""
+
+    def _key(self, key: str) -> str:
+        return self._prefix + key
+
+
+class ObjectFile(io.RawIOBase):
+    """An object as a file to seek in. Each read is one request for just those bytes: who reads chooses them well."""
+
+    def __init__(self, reader: S3Reader, key: str, size: int) -> None:
+        self._reader, self._key, self._size, self._at = reader, key, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence])
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        content = self._reader.read_range(self._key, self._at, min(self._size, self._at + len(buffer)))
+        buffer[: len(content)] = content
+        self._at += len(content)
+        return len(content)
+
+    def readall(self) -> bytes:
+        return self.read(max(0, self._size - self._at)) or b""

@@ -2,20 +2,49 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, FiniteFloat, PositiveInt, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    FiniteFloat,
+    PlainValidator,
+    PositiveInt,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 from stn_core import noise
 from stn_core.intervals import MOST_TRIALS
-from workers.store import S3Options, Store, open_store
+from workers.store import S3Options, Store, check_endpoint, check_uri, open_store
 
 
 class Section(BaseModel):
     """Base of every section of a spec: immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _place(value: Any) -> Path | str:
+    """A path; or the URI of what is in object storage, which as a path would lose a slash."""
+    if isinstance(value, str):
+        check_uri(value)
+        if re.match("s3://[^/]", value):
+            return value
+    path = value.removeprefix("file://") if isinstance(value, str) and value.startswith("file:///") else value
+    if not isinstance(path, str | Path) or re.match("[A-Za-z][A-Za-z0-9+.-]*:/", str(path)):
+        got = repr(str(value) if isinstance(value, Path) else value)
+        raise ValueError(f"got {got}; must be a path that every node can reach, or s3://bucket/key")
+    return Path(path)
+
+
+#: Where data or weights are: a path that driver and workers share, or s3://bucket/key.
+Place = Annotated[Path | str, PlainValidator(_place)]
 
 
 class _Selection(Section):
@@ -36,7 +65,7 @@ class Mnist(_Selection):
     """MNIST in torchvision's layout: ``path`` is the folder that holds ``MNIST/raw``. Never downloaded."""
 
     kind: Literal["mnist"]
-    path: Path
+    path: Place
     split: Literal["train", "test"] = "test"
 
 
@@ -51,14 +80,14 @@ class ImageFolder(_Encoded):
     """``path/CLASS/FILE``: labels are the sorted class folders' order."""
 
     kind: Literal["image_folder"]
-    path: Path
+    path: Place
 
 
 class ParquetImages(_Encoded):
     """Parquet of encoded images: a column of struct{bytes, ...}, and integer labels. A file, or a folder of files."""
 
     kind: Literal["parquet"]
-    path: Path
+    path: Place
     image_column: str | None = Field(None, description="default: the only struct column with a field 'bytes'")
     label_column: str = "label"
 
@@ -83,7 +112,7 @@ class Model(Section):
     """The network that votes."""
 
     name: str = Field(description="mnist, cifar10, a torchvision.models name, or package.module:callable")
-    checkpoint: Path | None = Field(None, description="weights to load; `stn train` writes them here")
+    checkpoint: Place | None = Field(None, description="weights to load; `stn train` writes them here")
     normalization: Normalization | None = None
     num_classes: Annotated[int, Field(ge=2)] | None = Field(None, description="default: the data set's")
 
@@ -180,9 +209,27 @@ class StoreSettings(Section):
         False, description="nobody else writes to this run: for servers without conditional PUT"
     )
 
+    @field_validator("run")
+    @classmethod
+    def _no_user(cls, run: str) -> str:
+        check_uri(run)
+        return run
+
+    @field_validator("endpoint_url")
+    @classmethod
+    def _a_server(cls, url: str | None) -> str | None:
+        if url is not None:
+            check_endpoint(url)
+        return url
+
+    @property
+    def options(self) -> S3Options:
+        """How to reach object storage: the run's, and that of data and weights."""
+        return S3Options(self.endpoint_url, self.checksums, self.single_writer)
+
     def open(self) -> Store:
         """Raises StoreError."""
-        return open_store(self.run, S3Options(self.endpoint_url, self.checksums, self.single_writer))
+        return open_store(self.run, self.options)
 
 
 class Training(Section):

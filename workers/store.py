@@ -17,9 +17,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, Protocol
+from urllib.parse import urlsplit
 
 #: Folder of objects being written, inside a run's.
 _ASIDE = ".tmp"
+_ASIDE_NAME = re.compile(r"[0-9a-f]{32}")
 
 
 class StoreError(Exception):
@@ -45,8 +47,45 @@ class StoredObject:
     modified: float
 
 
+@dataclass(frozen=True)
+class Unfinished:
+    """What a writer that was killed left in storage, or one at work is writing: in no listing, and no object yet.
+
+    Attributes:
+        key: relative to the run: the object it was to be, or the file it is in.
+        size: bytes written so far.
+        modified: seconds since the epoch, as the store tells it, of the last of them.
+        upload: the multipart upload, where it is one.
+    """
+
+    key: str
+    size: int
+    modified: float
+    upload: str = ""
+
+
+def is_key(text: str) -> bool:
+    """Whether an object may have this key: relative, and inside the run whatever a store makes of dots and slashes."""
+    # Unprintable are control characters, and what UTF-8 cannot hold.
+    return text.isprintable() and "\\" not in text and not {"", ".", ".."} & set(text.split("/"))
+
+
+def checked(key: str) -> str:
+    """The key. Raises StoreError where it is none."""
+    if not is_key(key):
+        raise StoreError(f"{key!r} is no object's key: it must name something inside the run")
+    return key
+
+
+def checked_prefix(prefix: str) -> str:
+    """What keys may begin with: nothing, a folder with its slash, or a part of a name. Raises StoreError otherwise."""
+    if prefix:
+        checked(prefix.removesuffix("/"))
+    return prefix
+
+
 class Store(Protocol):
-    """A run's objects, by key."""
+    """A run's objects, by key. What is no key (``is_key``) is a StoreError wherever one is asked for."""
 
     uri: str
 
@@ -66,13 +105,22 @@ class Store(Protocol):
         """Whether there is an object under that key."""
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
-        """Objects whose key begins with ``prefix``, in key order."""
+        """Objects whose key begins with ``prefix``, in key order. What others put there under no key is passed over."""
 
     def delete(self, key: str) -> None:
         """Remove an object, if it exists."""
 
     def check_exclusive(self) -> None:
         """Raise StoreError if two who create the same object at once could both be told that they did."""
+
+    def probe(self) -> None:
+        """Write something of no meaning, read it back and remove it. Raises StoreError; leaves nothing behind."""
+
+    def unfinished(self) -> Iterator[Unfinished]:
+        """What is being written, or was when its writer was killed."""
+
+    def discard(self, unfinished: Unfinished) -> None:
+        """Remove something unfinished, if it is still there."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +138,32 @@ class S3Options:
     single_writer: bool = False
 
 
+def check_uri(uri: str) -> None:
+    """Raise ValueError, without quoting the URI, if it carries a user or a password: it is printed and recorded."""
+    if re.match(r"[^/?#]*://[^/?#]*@", uri):
+        raise ValueError("a URI must not hold a user or password: credentials come from the AWS settings")
+
+
+def check_endpoint(url: str) -> None:
+    """Raise ValueError, without quoting the URL, unless it is that of a server and nothing more: it is recorded."""
+    try:
+        parts = urlsplit(url)
+        server = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        server = False
+    if not server or "@" in parts.netloc or "?" in url or "#" in url or not url.isprintable() or " " in url:
+        raise ValueError(
+            "the endpoint must be http://host or https://host, maybe with port and path, no user, password or query: "
+            "credentials come from the AWS settings"
+        )
+
+
 def open_store(uri: str, options: S3Options | None = None) -> Store:
     """The store at a folder's path or an ``s3://bucket/prefix``. Raises StoreError for anything else."""
+    try:
+        check_uri(uri)
+    except ValueError as error:
+        raise StoreError(str(error)) from None
     uri = uri.removeprefix("file://") if uri.startswith("file:///") else uri
     if uri.startswith("s3://"):
         # Slow to import, and folders do not need it.
@@ -148,26 +220,63 @@ class LocalStore:
         return self._path(key).is_file()
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
-        folder = self._root / prefix.rpartition("/")[0]
+        folder = self._root / checked_prefix(prefix).rpartition("/")[0]
         found = []
         for path in folder.rglob("*") if folder.is_dir() else ():
             key = path.relative_to(self._root).as_posix()
-            if key.startswith(prefix) and not key.startswith(f"{_ASIDE}/"):
-                with contextlib.suppress(FileNotFoundError):  # removed meanwhile
-                    status = path.stat()
-                    if stat.S_ISREG(status.st_mode):
-                        found.append(StoredObject(key, status.st_size, status.st_mtime))
+            if key.startswith(prefix) and not key.startswith(f"{_ASIDE}/") and is_key(key):
+                size_and_time = _regular(path)
+                if size_and_time is not None:
+                    found.append(StoredObject(key, *size_and_time))
         yield from sorted(found, key=lambda stored: stored.key)
 
     def delete(self, key: str) -> None:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            self._path(key).unlink()
+        path = self._path(key)
+        try:
+            path.unlink()
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except OSError as error:
+            raise StoreError(f"cannot delete {path}: {error.strerror}") from error
 
     def check_exclusive(self) -> None:
         pass  # a hard link is
 
+    def probe(self) -> None:
+        # A run that is not there yet shall not be there afterwards.
+        new = [folder for folder in (self._root, *self._root.parents) if not folder.exists()]
+        content = uuid.uuid4().bytes
+        try:
+            with self._aside(io.BytesIO(content)) as aside:
+                target = aside.with_name(uuid.uuid4().hex)
+                os.link(aside, target)  # as ``create`` does
+                try:
+                    if target.read_bytes() != content:
+                        raise StoreError(f"what was written under {self.uri} reads back as something else")
+                finally:
+                    target.unlink()
+        finally:
+            for folder in new:
+                with contextlib.suppress(OSError):  # no longer empty
+                    folder.rmdir()
+
+    def unfinished(self) -> Iterator[Unfinished]:
+        folder = self._root / _ASIDE
+        # Through a link, somebody else's files could seem to be ours.
+        names = sorted(os.listdir(folder)) if folder.is_dir() and not folder.is_symlink() else ()
+        for name in filter(_ASIDE_NAME.fullmatch, names):
+            size_and_time = _regular(folder / name)
+            if size_and_time is not None:
+                yield Unfinished(f"{_ASIDE}/{name}", *size_and_time)
+
+    def discard(self, unfinished: Unfinished) -> None:
+        self.delete(unfinished.key)
+        with contextlib.suppress(OSError):
+            (self._root / _ASIDE).rmdir()  # unless another object is being written
+
     def _path(self, key: str) -> Path:
-        return self._root / key
+        # Links inside the run are followed: whoever may write there may keep votes on another disk. No key makes one.
+        return self._root / checked(key)
 
     @contextlib.contextmanager
     def _aside(self, content: BinaryIO) -> Iterator[Path]:
@@ -200,6 +309,17 @@ class LocalStore:
                 _fsync_folder(folder)
         except OSError as error:
             raise StoreError(f"cannot write {target}: {error.strerror}") from error
+
+
+def _regular(path: Path) -> tuple[int, float] | None:
+    """A file's size and time; None for anything else, and where it was removed meanwhile."""
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise StoreError(f"cannot list {path}: {error.strerror}") from error
+    return (status.st_size, status.st_mtime) if stat.S_ISREG(status.st_mode) else None
 
 
 def _created(path: Path) -> BinaryIO:

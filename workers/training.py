@@ -6,6 +6,7 @@ neither on how many workers share a batch nor on interruptions. Dropout is a fun
 
 from __future__ import annotations
 
+import io
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from stn_core.training import LOSSES
 from workers.counting import load_model
 from workers.images import DatasetError, open_dataset, selected
 from workers.settings import Model, Noise, Training
+from workers.store import S3Options
 
 #: Name of the file a checkpoint consists of.
 STATE = "state.pt"
@@ -38,6 +40,7 @@ class TrainJob:
         gamma: weight of the stability term.
         threads: CPU threads of one worker.
         import_paths: folders to import the user's modules from.
+        storage: how to reach object storage.
     """
 
     model: Model
@@ -47,6 +50,7 @@ class TrainJob:
     gamma: float
     threads: int
     import_paths: tuple[str, ...] = ()
+    storage: S3Options | None = None
 
 
 @dataclass(frozen=True)
@@ -72,8 +76,8 @@ class Session(Protocol):
     def prepare(self, model: nn.Module) -> nn.Module:
         """The model on this worker's device, its gradients averaged over workers."""
 
-    def restored(self) -> Path | None:
-        """Folder of the newest checkpoint, if this is not the first start."""
+    def restored(self) -> bytes | None:
+        """The newest checkpoint's ``state.pt``, if this is not the first start."""
 
     def report(self, epoch: Epoch, checkpoint: Path | None) -> None:
         """Hand over an epoch's figures, and from one worker the folder of its checkpoint."""
@@ -85,14 +89,14 @@ def train(job: TrainJob, session: Session) -> None:
     The checkpoint's ``state.pt`` holds the network's state dict under "network".
     """
     settings = job.training
-    pixels, labels = _load(settings)
+    pixels, labels = _load(settings, job.storage)
     steps = max(1, len(pixels) // settings.batch_size)
 
     noise = job.noise.build()
     torch.manual_seed(settings.seed)
     bare = load_model(job.model.model_copy(update={"checkpoint": None}), job.num_classes)
     restored = session.restored()
-    saved = None if restored is None else torch.load(restored / STATE, map_location="cpu", weights_only=True)
+    saved = None if restored is None else torch.load(io.BytesIO(restored), map_location="cpu", weights_only=True)
     if saved is not None:
         bare.network.load_state_dict(saved["network"])
     model = session.prepare(bare)
@@ -157,9 +161,9 @@ def _dropout_seed(seed: int, epoch: int, rank: int) -> int:
     return int(np.random.SeedSequence([seed, epoch, rank, 2]).generate_state(1, np.uint64)[0])
 
 
-def _load(settings: Training) -> tuple[torch.Tensor, torch.Tensor]:
+def _load(settings: Training, storage: S3Options | None) -> tuple[torch.Tensor, torch.Tensor]:
     """All training images, uint8, and their labels, int64."""
-    images = open_dataset(settings.dataset)
+    images = open_dataset(settings.dataset, storage)
     indices = np.array(selected(settings.dataset, len(images)))
     try:
         pixels = np.stack([images.read(index) for index in indices.tolist()])

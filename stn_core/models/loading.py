@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import io
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
@@ -42,27 +43,29 @@ def build_network(name: str, num_classes: int) -> nn.Module:
     )
 
 
-def load_weights(network: nn.Module, path: Path) -> None:
+def load_weights(network: nn.Module, content: bytes, source: str) -> None:
     """Load a checkpoint into ``network``: a state dict, or a dict holding one under "state_dict".
 
+    Args:
+        network: to load into.
+        content: the checkpoint file's; in the safetensors format if ``source`` ends so, else PyTorch's.
+        source: where the file came from.
+
     Raises:
-        ValueError: the file is missing, is no checkpoint of plain tensors, or belongs to another network.
+        ValueError: the file is no checkpoint of plain tensors, or belongs to another network.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ValueError(f"no checkpoint at {path}") from None
-    except Exception as error:  # torch's reader lets any exception of a damaged file through
-        raise ValueError(f"{path} is no readable checkpoint of plain tensors ({one_line(error)})") from error
-    state = content.get("state_dict", content) if isinstance(content, dict) else content
+    saved = _tensors(content, source)
+    state = saved.get("state_dict", saved) if isinstance(saved, dict) else saved
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
     ):
-        raise ValueError(f"{path} holds no state dict: save network.state_dict(), or a dict with it under 'state_dict'")
+        raise ValueError(
+            f"{source} holds no state dict: save network.state_dict(), or a dict with it under 'state_dict'"
+        )
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(f"{path} holds the weights of another network: {_mismatch(network, state)}") from error
+        raise ValueError(f"{source} holds the weights of another network: {_mismatch(network, state)}") from error
 
 
 def weights_sha256(network: nn.Module) -> str:
@@ -73,6 +76,21 @@ def weights_sha256(network: nn.Module) -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.flatten().view(torch.uint8).numpy().tobytes() if value.numel() else b"")
     return digest.hexdigest()
+
+
+def _tensors(content: bytes, source: str) -> Any:
+    """What a checkpoint file holds. Neither reader runs code that may be in one."""
+    if source.endswith(".safetensors"):
+        try:
+            import safetensors.torch
+        except ImportError:
+            raise ValueError(f"{source} needs the package safetensors: pip install safetensors") from None
+    try:
+        if source.endswith(".safetensors"):
+            return safetensors.torch.load(content)
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # the readers let any exception of a damaged file through
+        raise ValueError(f"{source} is no readable checkpoint of plain tensors ({one_line(error)})") from error
 
 
 def _import_network(path: str) -> nn.Module:

@@ -20,7 +20,7 @@ from workers.settings import Digits
 from workers.store import LocalStore, S3Options, Store, open_store
 from workers.training import STATE
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 TRAINING = {
     "method": "stn",

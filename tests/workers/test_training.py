@@ -65,8 +65,8 @@ class Alone:
         self.model = Recorder(model)
         return self.model
 
-    def restored(self) -> Path | None:
-        return self._restored
+    def restored(self) -> bytes | None:
+        return None if self._restored is None else (self._restored / STATE).read_bytes()
 
     def report(self, epoch: Epoch, checkpoint: Path | None) -> None:
         self.epochs.append(epoch)
