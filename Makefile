@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench soak clean
 
 demo: $(INSTALLED)
 	$(BIN)/stn train examples/demo.yaml
@@ -20,6 +20,9 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=536870912 $(BIN)/python -m benchmarks
+
+soak: $(INSTALLED)
+	$(BIN)/python -m tests.soak --kills 100 --minutes 30 --out build/soak
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -177,6 +177,9 @@ def test_settings_that_lead_nowhere_are_named_without_what_is_secret_in_them(
         f"store.endpoint_url=ftp://user:{PASSWORD}@host",
         f"store.run=s3://user:{PASSWORD}@bucket/run",
         f"store.run=https://user:{PASSWORD}@host/run",
+        f"dataset.path=s3://user:{PASSWORD}@bucket/images",
+        f"dataset.path=https://user:{PASSWORD}@host/images",
+        f"model.checkpoint=s3://user:{PASSWORD}@bucket/model.pt",
     ],
 )
 def test_a_password_in_the_spec_is_refused_and_not_repeated(

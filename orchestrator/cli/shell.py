@@ -16,7 +16,7 @@ from orchestrator.errors import SpecError, StnError, TrainingError, WorkersError
 from orchestrator.spec import Spec, load_spec
 from workers.store import StoreError
 
-EXIT_BUG, EXIT_USAGE, EXIT_INCOMPLETE, EXIT_INTERRUPTED = 1, 2, 3, 130
+EXIT_BUG, EXIT_USAGE, EXIT_INCOMPLETE, EXIT_DAMAGED, EXIT_INTERRUPTED = 1, 2, 3, 4, 130
 
 
 def command(function: Callable[..., int | None]) -> Callable[..., None]:

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(420)]
 
 def test_what_is_killed_at_random_on_failing_storage_ends_as_undisturbed(tmp_path: Path) -> None:
     out = tmp_path / "soak"
-    options = {"kills": 7, "pause": 3, "minutes": 5, "nodes": 2, "shards": 24, "outlasting": 0, "out": out}
+    options = {"kills": 7, "pause": 2, "minutes": 5, "nodes": 2, "shards": 20, "outlasting": 0, "seed": 1, "out": out}
     soak = subprocess.Popen(
         [sys.executable, "-m", "tests.soak", *(f"--{name}={value}" for name, value in options.items())],
         cwd=ROOT,

@@ -24,7 +24,7 @@ from tests.networks import tiny
 from tests.orchestrator.runs import MadeRun, mnist_spec
 from workers import layout
 
-COMMANDS = ("train", "plan", "certify", "status", "reduce", "report", "gc", "doctor")
+COMMANDS = ("train", "plan", "certify", "status", "reduce", "report", "gc", "doctor", "verify")
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +85,8 @@ def test_the_help_of_all_lists_every_command_and_the_exit_codes() -> None:
     result = stn("--help")
     assert result.exit_code == 0
     assert all(command in result.stdout for command in COMMANDS)
-    assert "Exit codes: 0 complete; 2 bad usage or spec; 3 finished incomplete" in " ".join(result.stdout.split())
+    codes = "Exit codes: 0 complete; 2 bad usage or spec; 3 finished incomplete; 4 verify found something wrong; 130 "
+    assert codes in " ".join(result.stdout.split())
 
 
 def test_the_version_is_told() -> None:
@@ -349,6 +350,124 @@ def test_runs_under_any_noise_are_reduced_and_reported(by_noise: dict[str, MadeR
     assert "These 20 images are part of a data set of 25." in html
 
 
+# --- verify --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the runs of these tests were counted."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.mark.usefixtures("_cpu")
+def test_verify_of_a_run_that_is_right(whole: Path) -> None:
+    stn("reduce", whole)
+    before = contents(whole)
+    result = stn("verify", whole, "--recount", 3, "--seed", 5)
+    assert result.exit_code == 0
+    assert result.stdout.splitlines() == [
+        f"{whole}: all is right",
+        "objects      ok: 3 objects are what was written",
+        "belonging    ok: nothing of another run or shard",
+        "gaps         ok: 20 of 20 images have votes",
+        "doubles      ok: no image and no key twice",
+        "sums         ok: votes and invalid draws add up to the planned draws",
+        "certificates ok: 80 derived anew from the votes",
+        "curves       ok: what the certificates give",
+        "recount      ok: 3 images came out the same, chosen by seed 5",
+    ]
+    assert result.stderr.splitlines()[0] == "reading votes: 3 shards"
+    assert contents(whole) == before
+
+
+@pytest.mark.usefixtures("_cpu")
+def test_verify_chooses_images_anew_each_time_and_says_by_which_seed(whole: Path) -> None:
+    stn("reduce", whole)
+    first, second = (json.loads(stn("verify", whole, "--recount", 3, "--json").stdout) for _ in range(2))
+    assert first["right"]
+    assert first["complete"]
+    assert first["recount"]["seed"] != second["recount"]["seed"]
+    same = json.loads(stn("verify", whole, "--recount", 3, "--seed", first["recount"]["seed"], "--json").stdout)
+    assert same["recount"] == first["recount"]
+    assert json.loads(stn("verify", whole, "--json").stdout) == {**first, "recount": None}
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["people", "json"])
+def test_verify_of_a_run_that_is_incomplete_exits_with_3(half: Path, options: list[str]) -> None:
+    stn("reduce", half)
+    result = stn("verify", half, *options)
+    assert result.exit_code == 3
+    assert "incomplete: 1 of 3 shards are not counted: 1" in result.stderr.splitlines()
+    if options:
+        values = json.loads(result.stdout)
+        assert (values["right"], values["complete"], values["findings"]) == (True, False, [])
+    else:
+        assert result.stdout.startswith(f"{half}: incomplete, and right so far\n")
+
+
+def test_verify_of_votes_without_certificates_says_that_there_are_none(whole: Path) -> None:
+    result = stn("verify", whole)
+    assert result.exit_code == 3
+    assert "certificates ok: none to derive anew" in result.stdout
+    assert "run `stn reduce`" in result.stderr
+
+
+def test_verify_of_older_votes_says_how_many_have_no_checksum(made: MadeRun, tmp_path: Path) -> None:
+    store = made.write(tmp_path / "older", [0, 1])
+    store.create(layout.counts(2), made.encoded_as_version_1(2))
+    result = stn("verify", store.uri)
+    assert "3 objects are what was written, 1 of them from before there were checksums" in result.stdout
+
+
+def test_verify_tells_all_that_is_wrong_and_exits_with_4(whole: Path) -> None:
+    stn("reduce", whole)
+    (whole / layout.counts(0)).write_bytes(b"junk")
+    (whole / layout.counts(2)).unlink()
+    for number in range(25):
+        (whole / layout.COUNTS / f"{number:02}.txt").write_text("")
+    result = stn("verify", whole)
+    assert result.exit_code == 4
+    lines = result.stdout.splitlines()
+    assert lines[:2] == [f"{whole}: something is wrong", "objects      1 wrong"]
+    assert lines[2].startswith(f"  {layout.counts(0)}: damaged Parquet: ")
+    assert lines[3:5] == ["belonging    25 wrong", "  counts/00.txt: is no object of a run"]
+    assert lines[23:26] == [
+        "  counts/19.txt: is no object of a run",
+        "  and more: --json lists them",
+        "gaps         ok: 8 of 20 images have votes",
+    ]
+    assert "certificates 16 wrong" in lines
+    assert "  certificates.parquet, image 16, renyi under paper: has no votes" in lines
+    assert "incomplete: 1 of 3 shards are not counted: 2" in result.stderr
+    values = json.loads(stn("verify", whole, "--json").stdout)
+    assert (values["right"], values["certificates_skipped"], len(values["findings"])) == (False, 32, 42)
+    assert values["findings"][1] == {"kind": "foreign", "where": "counts/00.txt", "text": "is no object of a run"}
+
+
+@pytest.mark.usefixtures("_cpu")
+def test_verify_finds_votes_that_cannot_be_counted_again(whole: Path, tmp_path: Path) -> None:
+    plan = json.loads((whole / layout.PLAN).read_text())
+    plan["spec"]["dataset"]["path"] = str(tmp_path / "nowhere")
+    (whole / layout.PLAN).write_text(json.dumps(plan))
+    stn("reduce", whole)
+    result = stn("verify", whole, "--recount", 2)
+    assert result.exit_code == 4
+    assert result.stdout.splitlines()[-2] == "recount      1 wrong"
+    assert result.stdout.splitlines()[-1].startswith("  plan.json: what it names cannot be opened: no MNIST at")
+    assert stn("verify", whole).exit_code == 0
+
+
+def test_verify_of_a_run_whose_plan_is_damaged(whole: Path) -> None:
+    (whole / layout.PLAN).write_bytes(b"junk")
+    result = stn("verify", whole, "--recount", 2)
+    assert result.exit_code == 4
+    assert result.stdout.splitlines() == [
+        f"{whole}: something is wrong",
+        "objects      1 wrong",
+        f"  plan.json: {whole}/plan.json is damaged: not a plan",
+    ]
+
+
 # --- certify, as far as it goes without workers --------------------------------------------------------------------
 
 
@@ -527,6 +646,9 @@ ERRORS: list[tuple[str, str]] = [
     ("report nowhere", "no run at"),
     ("report {half}", "run `stn reduce` first"),
     ("report ftp://host/run", "ftp://"),
+    ("verify nowhere", "no run at"),
+    ("verify {file}", "no run at"),
+    ("verify ftp://host/run", "ftp://"),
 ]
 
 
@@ -568,6 +690,11 @@ USAGE: list[tuple[str, str]] = [
     ("reduce {whole} --radii nan", "finite"),
     ("reduce {whole} --radii inf", "finite"),
     ("report", "Missing argument 'RUN"),
+    ("verify", "Missing argument 'RUN'"),
+    ("verify {whole} --recount 0", "0 is not in the range"),
+    ("verify {whole} --recount all", "'all' is not a valid integer"),
+    ("verify {whole} --recount 1 --seed=-1", "-1 is not in the range"),
+    ("verify {whole} --seed 1", "--seed goes with --recount"),
 ]
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import uuid
@@ -175,8 +176,20 @@ def test_a_cluster_that_cannot_be_reached_hides_nothing_else(job: Path, monkeypa
         raise WorkersError("no Ray cluster at nowhere:1")
 
     monkeypatch.setattr(cluster, "cluster", unreachable)
-    well, to_fix = lines(stn_doctor(job, "--address", "nowhere:1"))
+    well, to_fix = lines(stn_doctor(job, "--address", "auto"))
     assert to_fix == ["cluster: no Ray cluster at nowhere:1"]
+    assert "run" in topics(well)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{port}", "[::1]:{port}", "ray://127.0.0.1:{port}", "127.0.0.1:99999"])
+def test_where_nothing_listens_nobody_waits_for_ray(job: Path, address: str) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # and nobody listens
+        place = address.format(port=unused.getsockname()[1])
+        well, to_fix = lines(stn_doctor(job, "--address", place))
+    assert len(to_fix) == 1
+    assert to_fix[0].startswith(f"cluster at {place}: ")
+    assert to_fix[0].endswith("start Ray there, or correct --address or $RAY_ADDRESS")
     assert "run" in topics(well)
 
 
@@ -189,9 +202,9 @@ def test_a_node_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -
     answers = [Answer("a (10.0.0.1)", dataclasses.asdict(this_machine())), Answer("b (10.0.0.2)", None, "it is gone")]
     monkeypatch.setattr(cluster, "cluster", _connected)
     monkeypatch.setattr(cluster, "ask_nodes", lambda *_: answers)
-    well, to_fix = lines(stn_doctor("--address", "somewhere:1"))
+    well, to_fix = lines(stn_doctor("--address", "auto"))
     assert to_fix == ["node b (10.0.0.2): does not answer: it is gone"]
-    assert "cluster at somewhere:1: 2 nodes" in well
+    assert "cluster at auto: 2 nodes" in well
     assert "node a (10.0.0.1): the same versions as here" in well
 
 

@@ -20,9 +20,10 @@ from orchestrator.reduce import reduce_run
 from orchestrator.tables import METADATA_KEY, View
 from orchestrator.verify import Verification, verify_run
 from stn_core import audit
+from tests.object_store import BUCKET, ObjectStore
 from tests.orchestrator.runs import NOISES, MadeRun, invented, plan_of
 from workers import counts_table, layout
-from workers.store import LocalStore
+from workers.store import LocalStore, open_store
 
 CERTIFICATES, CURVES = layout.CERTIFICATES, layout.CURVES
 
@@ -101,6 +102,13 @@ def test_images_that_could_not_be_counted_leave_a_run_incomplete(with_failures: 
     assert (found.images_counted, found.images_failed, found.certificates) == (6, 2, 32)
 
 
+def test_an_image_whose_label_is_no_class(tmp_path: Path) -> None:
+    made = invented(plan_of(), failed=[0], sure=0.3)
+    made.tables[0] = changed(made.tables[0], "label", with_first(99))
+    found = verify_run(publish(made.write(tmp_path), made, protocols=("paper", "label")))
+    assert (found.findings, found.images_failed) == ((), 1)
+
+
 def test_a_run_that_goes_on(half: LocalStore, made: MadeRun) -> None:
     found = verify_run(half)
     assert (found.findings, found.lacking) == ((), ("1 of 3 shards are not counted: 1",))
@@ -132,6 +140,27 @@ def test_votes_from_before_there_were_checksums(made: MadeRun, tmp_path: Path) -
     found = verify_run(publish(store, made))
     assert (found.findings, found.lacking) == ((), ())
     assert (found.objects, found.without_checksum) == (3, 2)
+
+
+def test_runs_in_object_storage_of_which_each_object_is_fetched_once(
+    with_failures: MadeRun, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in object_store.environment.items():
+        monkeypatch.setenv(name, value)
+    store = open_store(f"s3://{BUCKET}/verify")
+    store.create(layout.PLAN, with_failures.plan.to_json())
+    for shard in range(3):
+        store.create(layout.counts(shard), with_failures.encoded(shard))
+    label = with_failures.rows["label"][1].as_py()
+    store.create(layout.retry(0, 1), retried(with_failures, 1, label=label))
+    reduce_run(store, with_failures.plan, View.of(with_failures.plan.spec))
+    fetched: list[str] = []
+    read = type(store).read
+    monkeypatch.setattr(type(store), "read", lambda self, key: (fetched.append(key), read(self, key))[1])
+    found = verify_run(store)
+    assert (found.findings, found.lacking) == ((), ("1 of 8 images could not be counted",))
+    votes = [key for key in fetched if key.startswith(layout.COUNTS)]
+    assert sorted(votes) == sorted([*map(layout.counts, range(3)), layout.retry(0, 1)])
 
 
 def test_each_stage_tells_how_far_it_is(whole: LocalStore) -> None:
@@ -525,7 +554,12 @@ def test_rows_of_certificates_that_cannot_be_read(whole: LocalStore) -> None:
         (lambda facts: facts["view"].update(interval="randomised"), "uniform is None, not 0."),
         (lambda facts: facts["view"].update(certificates=["splitting"]), "holds for splitting noise"),
         (lambda facts: facts["view"].update(certificates=["renyi"]), "was not asked for"),
+        (lambda facts: facts["view"].update(certificates=[]), "makes no sense"),
+        (lambda facts: facts["view"].update(certificates=[[]]), "is damaged: "),
+        (lambda facts: facts["view"].update(radii=["far"]), "makes no sense"),
+        (lambda facts: facts["view"].update(alpha="small"), "is damaged: "),
         (lambda facts: facts["view"].pop("radii"), "is damaged: 'radii'"),
+        (lambda facts: facts["summary"].update(failed="none"), "makes no sense"),
         (lambda facts: facts["summary"].update(failed=1), "its summary says failed is 1, not 0"),
         (lambda facts: facts["summary"].update(majority_correct=21), "its summary says majority_correct is 21, not "),
         (lambda facts: facts["summary"].update(ties=5), "its summary says ties is 5, not 0"),
@@ -598,6 +632,9 @@ def test_curves_that_are_damaged_or_of_another_reduce(whole: LocalStore, made: M
     whole.replace(CERTIFICATES, good[CERTIFICATES])
     assert said(verify_run(whole)) == [("curve", CURVES, f"is of another reduce than {CERTIFICATES}")]
     whole.replace(CURVES, good[CURVES])
+    no_text = pa.array([b"\xff"] * 60, pa.binary()).view(pa.string())
+    rewrite(whole, CURVES, lambda table: table.set_column(0, table.schema.field(0), no_text))
+    assert said(verify_run(whole))[0][2].startswith("is damaged: 'utf-8' codec can't decode")
     rewrite(whole, CURVES, lambda table: table.drop_columns(["certified"]))
     assert said(verify_run(whole)) == [("curve", CURVES, "is damaged: its columns are not those of curves")]
 

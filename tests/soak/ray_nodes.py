@@ -52,9 +52,7 @@ class RayNodes:
     def start(self) -> None:
         """Start the head and wait for it; start the nodes, which come up by themselves."""
         head = self._ray_start(
-            self._head_host,
-            *("--head", f"--port={self._port}", "--num-cpus=0"),
-            *(f"--temp-dir={self._folder}", "--include-dashboard=false"),
+            self._head_host, "--head", f"--port={self._port}", "--num-cpus=0", "--include-dashboard=false"
         )
         self._head, said = head, self._outputs[head.pid]
         deadline = time.monotonic() + _READY_S
@@ -116,7 +114,11 @@ class RayNodes:
         self._head, self._nodes = None, dict.fromkeys(self._nodes)
 
     def _ray_start(self, host: str, *options: str) -> subprocess.Popen[bytes]:
-        common = ("--block", "--include-log-monitor=false", f"--object-store-memory={_OBJECT_STORE_BYTES}")
+        common = (
+            *("--block", "--include-log-monitor=false", f"--object-store-memory={_OBJECT_STORE_BYTES}"),
+            # Two nodes that start at once in one folder would take the same names for their sockets.
+            f"--temp-dir={self._folder / host.rpartition('.')[2]}",
+        )
         said = self._folder / f"start-{len(self._outputs):03d}.txt"
         with said.open("wb") as output:
             node = subprocess.Popen(

@@ -171,6 +171,8 @@ def test_standings_by_protocol() -> None:
         found = standings(protocol, estimation, selection, labels)
         assert list(zip(*(values.tolist() for values in found), strict=True)) == rows, protocol
     assert estimation == [[5, 9, 9], [3, 0, 1], [0, 0, 0]]
+    found = standings("label", estimation, selection, [3, -1, 2])
+    assert [values.tolist() for values in found] == [[3, -1, 2], [0, 0, 0], [9, 3, 0]]
 
 
 # --- Tampering -----------------------------------------------------------------------------------------------------
