@@ -115,6 +115,7 @@ COMMANDS = (
     "status {run}",
     "reduce {run}",
     "report {run}",
+    "verify {run}",
     "gc {run} --yes --older-than 0",
     "doctor {spec}",
     "status {run} --json",
