@@ -22,7 +22,7 @@ bench: $(INSTALLED)
 	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=536870912 $(BIN)/python -m benchmarks
 
 soak: $(INSTALLED)
-	$(BIN)/python -m tests.soak --kills 100 --minutes 30 --out build/soak
+	$(BIN)/python -m tests.soak --kills 100 --minutes 40 --out build/soak
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -65,6 +65,8 @@ def certify_run(spec: Spec, *, retry_failed: bool = False, hire: Hire = hire_act
         WorkersError: workers do not start, or fail at everything. What was counted is kept.
     """
     store = spec.store.open()
+    if retry_failed and not store.exists(layout.PLAN):
+        raise RunError(f"no run at {store.uri}: nothing has failed there yet, leave out --retry-failed")
     plan = resolve(spec).plan
     view = View.of(spec)
     check_against(plan, view)
@@ -121,7 +123,7 @@ def _settle(store: Store, plan: Plan) -> Plan:
     changed = difference(stored, plan)
     if changed:
         raise RunError(
-            f"{store.uri} holds another run; use another --run, or make the spec agree:\n  " + "\n  ".join(changed)
+            f"{store.uri} holds another run ({'; '.join(changed)}): use another --run, or make the spec agree"
         )
     return stored
 

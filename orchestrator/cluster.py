@@ -31,6 +31,7 @@ import ray.util.queue
 from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from orchestrator.address import silent
 from orchestrator.crew import Crew, Device, Task
 from orchestrator.dispatch import Counted, Died, Event, Failed, Started
 from orchestrator.errors import SpecError, TrainingError, WorkersError
@@ -86,6 +87,8 @@ def cluster(cpus: int) -> Iterator[Capacity]:
         "include_dashboard": False,
         "object_store_memory": _OBJECT_STORE_BYTES,
     }
+    if address and (silence := silent(address)):
+        raise WorkersError(f"no Ray cluster at {address} (--address or $RAY_ADDRESS): {silence}")
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         # "local" says it: a stale address file must not turn an embedded cluster into a connection.

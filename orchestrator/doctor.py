@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import os
 import shutil
-import socket
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 from orchestrator import machine
+from orchestrator.address import silent
 from orchestrator.errors import RunError, SpecError, WorkersError
 from orchestrator.machine import Machine, describe
 from orchestrator.plan import Plan, difference
@@ -28,9 +28,6 @@ from workers.store import LocalStore, Store, StoreError
 
 #: What must be the same on every machine that works on a run.
 _SAME = ("python", "stn", "ray", "torch")
-
-#: Seconds that a cluster has to accept a connection.
-_ANSWER_S = 10.0
 
 #: Bytes of free memory below which a GPU is taken by somebody else.
 _LEAST_FREE = 2**30
@@ -83,7 +80,7 @@ def examine_machines(here: Machine) -> Iterator[Finding]:
 
 
 def _examine_cluster(address: str, here: Machine) -> Iterator[Finding]:
-    silence = _silence(address)
+    silence = silent(address)
     if silence:
         yield Finding(f"cluster at {address}", f"{silence}: start Ray there, or correct --address or $RAY_ADDRESS")
         return
@@ -105,18 +102,6 @@ def _examine_cluster(address: str, here: Machine) -> Iterator[Finding]:
             there = Machine(**answer.value)
             yield judge_versions(f"node {answer.node}", here, there)
             yield from judge_hardware(f"node {answer.node}", there)
-
-
-def _silence(address: str) -> str:
-    """Why nothing answers at a cluster's address; empty where something does. Ray itself takes minutes to say so."""
-    host, separator, port = address.removeprefix("ray://").rpartition(":")
-    if not separator or not port.isdecimal():
-        return ""  # "auto", or whatever else Ray makes sense of
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S).close()
-    except (OSError, OverflowError) as error:
-        return one_line(error)
-    return ""
 
 
 def judge_versions(name: str, here: Machine, there: Machine) -> Finding:
@@ -307,7 +292,7 @@ def judge_age(stored: Plan, plan: Plan) -> Finding:
 
 def _existing(folder: Path) -> Path:
     """A folder, or the nearest above it that there is."""
-    return next(path for path in (folder, *folder.parents) if path.exists())
+    return next(path for path in (folder, *folder.parents) if os.path.exists(path))
 
 
 def _size(count: float) -> str:

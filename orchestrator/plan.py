@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import PositiveInt, TypeAdapter, ValidationError
+
 from orchestrator.errors import RunError, SpecError
 from orchestrator.spec import Spec, validate
 from stn_core.noise import NOISE_VERSION
@@ -37,10 +39,10 @@ class Plan:
     """
 
     spec: Spec
-    dataset_size: int
-    num_classes: int
-    image_shape: tuple[int, int, int]
-    shard_size: int
+    dataset_size: PositiveInt
+    num_classes: PositiveInt
+    image_shape: tuple[PositiveInt, PositiveInt, PositiveInt]
+    shard_size: PositiveInt
     model_sha256: str
     dataset_sha256: str
     code_sha256: str
@@ -94,11 +96,15 @@ class Plan:
         try:
             names = {field.name for field in dataclasses.fields(cls)}
             fields = {name: value for name, value in values.items() if name in names}
-            fields["spec"] = validate(values["spec"], source)
-            fields["image_shape"] = tuple(values["image_shape"])
-            return cls(**fields)
-        except (KeyError, TypeError, SpecError) as error:
+            fields["spec"] = validate(values["spec"], "its spec")
+            return _PLAN.validate_python(fields)
+        except KeyError as error:
+            raise RunError(f"{source} is damaged: it has no {error}") from error
+        except SpecError as error:
             raise RunError(f"{source} is damaged: {error}") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise RunError(f"{source} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
     def identity(self) -> dict[str, Any]:
         """What decides the votes, in JSON's own types. Two plans that agree here may share a run; paths, workers and
@@ -171,6 +177,10 @@ class Plan:
             "code_sha256": self.code_sha256,
             "versions": dict(self.versions),
         }
+
+
+#: Looks at every value of a plan that was read.
+_PLAN = TypeAdapter(Plan)
 
 
 def difference(stored: Plan, asked: Plan) -> list[str]:

@@ -89,7 +89,7 @@ def read_shard(store: Store, plan: Plan, shard: int) -> CountRows:
         committed = read_committed(store, shard)
         _check(committed, plan, shard)
     except DamagedVotes as error:
-        raise RunError(f"{store.uri}/{error.key}: {one_line(error)}; delete it and run `stn certify` again") from error
+        raise RunError(f"{store.uri}/{error.key}: {one_line(error)}; {error.remedy}") from error
     return CountRows(committed.table, plan.num_classes)
 
 

@@ -174,16 +174,21 @@ class _Loader(yaml.SafeLoader):
     """Safe, and a key given twice is an error: the first would be lost without a word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if isinstance(key, str) and keys.count(key) > 1 and key != "<<":
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", node.start_mark)
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key.value, str) and key.value != "<<"):
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is given twice", key.start_mark)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
 def _parse(text: str, source: str) -> Any:
     try:
         return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise SpecError(f"{source} is not valid YAML: {where}{error.problem or error.context}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise SpecError(f"{source} is not valid YAML: {one_line(error)}") from error
 
@@ -209,7 +214,8 @@ def _describe(error: ErrorDetails) -> str:
                 else (f"{kind}: got {tag!r}{did_you_mean(str(tag), tags)}; valid: {', '.join(tags)}")
             )
         case "model_type" | "model_attributes_type" | "dict_type":
-            return f"{key}: got {error['input']!r}; must be a section with keys: {', '.join(valid)}"
+            own = [name for member in members for name in getattr(member, "model_fields", ())]
+            return f"{key}: got {error['input']!r}; must be a section with keys: {', '.join(own or valid)}"
         case "literal_error":
             expected = error.get("ctx", {}).get("expected", "")
             near = did_you_mean(str(error["input"]), re.findall(r"'([^']+)'", expected))

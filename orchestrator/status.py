@@ -71,7 +71,7 @@ def status_of(store: Store) -> Status:
         try:
             table = read_committed(store, shard).table
         except DamagedVotes as error:
-            raise RunError(f"{store.uri}/{error.key}: {error}; delete it and run `stn certify` again") from error
+            raise RunError(f"{store.uri}/{error.key}: {error}; {error.remedy}") from error
         for row in table.filter(pc.is_valid(table["error"])).select(["index", "error"]).to_pylist():
             if len(failures) < _FAILURES_SHOWN:
                 failures[row["index"]] = row["error"]

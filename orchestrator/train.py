@@ -74,7 +74,8 @@ def train_model(spec: Spec, *, observe: Callable[[Epoch], None]) -> Trained:
         _check_existing(checkpoint, options, digest)
         return Trained(checkpoint, None)
     store = open_store(str(parent), options)
-    store.check_exclusive()  # before hours are spent on what cannot be written
+    store.probe()  # before hours are spent on what cannot be written
+    store.check_exclusive()
 
     with cluster(job.training.workers * job.threads + 1) as capacity:
         content, epoch = fit(

@@ -22,11 +22,13 @@ class DamagedVotes(Exception):
 
     Attributes:
         key: which object.
+        remedy: what to do about it.
     """
 
-    def __init__(self, key: str, reason: str) -> None:
+    def __init__(self, key: str, reason: str, remedy: str = "delete it and run `stn certify` again") -> None:
         super().__init__(reason)
         self.key = key
+        self.remedy = remedy
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ def read_committed(store: Store, shard: int) -> Committed:
 def _decode(store: Store, key: str) -> tuple[pa.Table, dict[str, Any]]:
     try:
         return counts_table.decode(store.read(key))
+    except counts_table.NewerVersion as error:
+        raise DamagedVotes(key, str(error), "update this installation") from error
     except ValueError as error:
         raise DamagedVotes(key, str(error)) from error
 

@@ -49,6 +49,10 @@ _METADATA_KEY = b"stn"
 _CHECKSUM_KEY = b"stn.sha256"
 
 
+class NewerVersion(ValueError):
+    """A table of votes was written by a newer version."""
+
+
 def sparse(votes: NDArray[np.int64]) -> pa.ListArray:
     """Dense votes (images, classes) as lists of {class, votes}, zeros left out."""
     rows, classes = np.nonzero(votes)
@@ -104,7 +108,8 @@ def decode(content: bytes) -> tuple[pa.Table, dict[str, Any]]:
     """Rows and provenance of a Parquet file written by ``encode``, held against their checksum if there is one.
 
     Raises:
-        ValueError: the file is damaged, no count table, or of a newer version.
+        NewerVersion: the file is of a newer version.
+        ValueError: it is damaged, or no count table.
     """
     try:
         table = pq.read_table(io.BytesIO(content))
@@ -121,7 +126,7 @@ def decode(content: bytes) -> tuple[pa.Table, dict[str, Any]]:
     if not isinstance(version, int):
         raise ValueError("not a table of votes")
     if version > SCHEMA_VERSION:
-        raise ValueError(f"written by a newer version (schema {version}, this one reads up to {SCHEMA_VERSION})")
+        raise NewerVersion(f"written by a newer version (schema {version}, this one reads up to {SCHEMA_VERSION})")
     for name in _SINCE_VERSION_2 - names if version == 1 else ():
         table = table.append_column(name, pa.nulls(len(table), pa.int64()))
     if not set(SCHEMA.names) <= set(table.schema.names):

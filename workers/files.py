@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import pyarrow as pa
 
-from workers.store import ObjectMissing, S3Options, StoreError, open_store
+from workers.store import ObjectMissing, S3Options, StoreError, below, open_store
 
 if TYPE_CHECKING:
     from workers.s3 import S3Reader
@@ -85,9 +85,12 @@ def read_file(place: Path | str, options: S3Options | None = None) -> bytes:
 
 
 def exists(place: Path | str, options: S3Options | None = None) -> bool:
-    """Whether there is anything."""
+    """Whether there is anything. Raises StoreError where that cannot be seen."""
     if isinstance(place, Path):
-        return place.exists()
+        try:
+            return place.exists()
+        except OSError as error:
+            raise StoreError(f"cannot read {place}: {error.strerror}") from error
     parent, name = parent_and_name(place)
     return open_store(str(parent), options).exists(name)
 
@@ -111,7 +114,7 @@ class LocalFiles:
         for entry in sorted(self._root.iterdir()):
             if entry.is_dir():
                 found.append(File(f"{entry.name}/", 0))
-                found += [self._file(path) for path in sorted(entry.rglob("*"))]
+                found += [self._file(path) for path in sorted(below(entry))]
             else:
                 found.append(self._file(entry))
         return found

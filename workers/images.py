@@ -118,18 +118,16 @@ def _digits(dataset: Digits) -> ImageSet:
 
 
 def _mnist(dataset: Mnist, files: Files) -> ImageSet:
-    from torchvision.datasets import MNIST
-
+    split = "train" if dataset.split == "train" else "t10k"
     try:
         if isinstance(dataset.path, Path):
-            data = MNIST(str(dataset.path), train=dataset.split == "train")
-            images, labels = data.data, data.targets
+            images, labels = _read_mnist(dataset.path / "MNIST/raw", split)
         else:
-            images, labels = _fetched_mnist(files, "train" if dataset.split == "train" else "t10k")
-    except StoreError:
-        raise
-    except (RuntimeError, OSError) as error:
+            images, labels = _fetched_mnist(files, split)
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise DatasetError(f"no MNIST at dataset.path {dataset.path}: it must hold MNIST/raw/*-ubyte") from error
+    except (StoreError, OSError):
+        raise
     except Exception as error:  # torchvision asserts and indexes its way through a damaged file
         raise DatasetError(f"MNIST at dataset.path {dataset.path} is damaged: {one_line(error)}") from error
     if len(images) != len(labels):
@@ -141,13 +139,18 @@ def _mnist(dataset: Mnist, files: Files) -> ImageSet:
 
 def _fetched_mnist(files: Files, split: str) -> tuple[torch.Tensor, torch.Tensor]:
     """One split's images and labels; torchvision reads from a folder only."""
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in ("images-idx3", "labels-idx1"):
+            copy = Path(folder, f"{split}-{kind}-ubyte")
+            copy.write_bytes(files.read(f"MNIST/raw/{copy.name}"))
+        return _read_mnist(Path(folder), split)
+
+
+def _read_mnist(folder: Path, split: str) -> tuple[torch.Tensor, torch.Tensor]:
     from torchvision.datasets.mnist import read_image_file, read_label_file
 
-    with tempfile.TemporaryDirectory() as folder:
-        copies = [Path(folder, f"{split}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1")]
-        for copy in copies:
-            copy.write_bytes(files.read(f"MNIST/raw/{copy.name}"))
-        return read_image_file(str(copies[0])), read_label_file(str(copies[1]))
+    images = read_image_file(str(folder / f"{split}-images-idx3-ubyte"))
+    return images, read_label_file(str(folder / f"{split}-labels-idx1-ubyte"))
 
 
 def _decode(encoded: bytes, resize: int | None, crop: int | None) -> Pixels:

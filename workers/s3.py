@@ -19,7 +19,14 @@ from typing import Any
 import boto3
 from boto3.exceptions import S3UploadFailedError
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, NoCredentialsError, ProfileNotFound
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    HTTPClientError,
+    NoCredentialsError,
+    ParamValidationError,
+    ProfileNotFound,
+)
 
 from stn_core.naming import one_line
 from workers import layout
@@ -167,10 +174,8 @@ class S3Store:
         if self._single_writer:
             return
         probe = layout.probe()
-        try:
+        with self._removed(probe):
             honoured = self.create(probe, b"first") and not self.create(probe, b"second")
-        finally:
-            self.delete(probe)
         if not honoured:
             raise StoreError(
                 f"{self.uri}: this server ignores If-None-Match: two drivers could overwrite each other's votes; "
@@ -179,12 +184,21 @@ class S3Store:
 
     def probe(self) -> None:
         probe, content = layout.probe(), uuid.uuid4().bytes
-        try:
+        with self._removed(probe):
             self.replace(probe, content)
             if self.read(probe) != content or not self.exists(probe):
                 raise StoreError(f"what was written under {self.uri} reads back as something else")
-        finally:
-            self.delete(probe)
+
+    @contextlib.contextmanager
+    def _removed(self, key: str) -> Iterator[None]:
+        """Remove an object after the block. Where the block fails, what it says is told."""
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(StoreError):
+                self.delete(key)
+            raise
+        self.delete(key)
 
     def unfinished(self) -> Iterator[Unfinished]:
         pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self._bucket, Prefix=self._prefix)
@@ -235,11 +249,22 @@ class S3Store:
                     f"no permission to {doing} under {self.uri} ({code}): "
                     "check the AWS credentials and the bucket's policy"
                 ) from None
+            if not code:
+                status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+                place = self._client.meta.endpoint_url
+                raise StoreError(
+                    f"cannot {doing} under {self.uri}: {place} answers HTTP {status}, and not as S3 does: "
+                    "check the endpoint"
+                ) from None
             raise StoreError(f"cannot {doing} under {self.uri}: {self._says(error)}") from None
         except NoCredentialsError:
             raise StoreError(
                 f"{self.uri}: no AWS credentials; set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             ) from None
+        except ParamValidationError as error:
+            named = "Invalid bucket name" in str(error)
+            why = f"{self._bucket!r} is no bucket's name" if named else self._says(error)
+            raise StoreError(f"{self.uri}: {why}") from None
         except (ProfileNotFound, ValueError) as error:
             raise StoreError(f"{self.uri}: {self._says(error)}") from None
         except (BotoCoreError, S3UploadFailedError, OSError) as error:

@@ -217,12 +217,16 @@ class LocalStore:
             raise StoreError(f"cannot read {self._path(key)}: {error.strerror}") from error
 
     def exists(self, key: str) -> bool:
-        return self._path(key).is_file()
+        path = self._path(key)
+        with _told("read", path):
+            return path.is_file()
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         folder = self._root / checked_prefix(prefix).rpartition("/")[0]
         found = []
-        for path in folder.rglob("*") if folder.is_dir() else ():
+        with _told("list", folder):
+            paths = [*below(folder)]
+        for path in paths:
             key = path.relative_to(self._root).as_posix()
             if key.startswith(prefix) and not key.startswith(f"{_ASIDE}/") and is_key(key):
                 size_and_time = _regular(path)
@@ -244,7 +248,7 @@ class LocalStore:
 
     def probe(self) -> None:
         # A run that is not there yet shall not be there afterwards.
-        new = [folder for folder in (self._root, *self._root.parents) if not folder.exists()]
+        new = [folder for folder in (self._root, *self._root.parents) if not os.path.exists(folder)]
         content = uuid.uuid4().bytes
         try:
             with self._aside(io.BytesIO(content)) as aside:
@@ -263,7 +267,8 @@ class LocalStore:
     def unfinished(self) -> Iterator[Unfinished]:
         folder = self._root / _ASIDE
         # Through a link, somebody else's files could seem to be ours.
-        names = sorted(os.listdir(folder)) if folder.is_dir() and not folder.is_symlink() else ()
+        with _told("list", folder):
+            names = sorted(os.listdir(folder)) if folder.is_dir() and not folder.is_symlink() else []
         for name in filter(_ASIDE_NAME.fullmatch, names):
             size_and_time = _regular(folder / name)
             if size_and_time is not None:
@@ -309,6 +314,26 @@ class LocalStore:
                 _fsync_folder(folder)
         except OSError as error:
             raise StoreError(f"cannot write {target}: {error.strerror}") from error
+
+
+def below(folder: Path) -> Iterator[Path]:
+    """Every path below a folder; links are not followed. Raises OSError: what may not be looked into is not empty."""
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):  # it may be removed meanwhile
+            raise error
+
+    for parent, folders, files in os.walk(folder, onerror=refuse):
+        yield from (Path(parent, name) for name in (*folders, *files))
+
+
+@contextlib.contextmanager
+def _told(doing: str, path: Path) -> Iterator[None]:
+    """What goes wrong as one line."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"cannot {doing} {error.filename or path}: {error.strerror}") from error
 
 
 def _regular(path: Path) -> tuple[int, float] | None:

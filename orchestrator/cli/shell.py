@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import signal
 import sys
@@ -99,5 +100,6 @@ def load(spec: Path, overrides: Sequence[str], run: str | None = None, limit: in
             run = f"{load_spec(spec, overrides).store.run.rstrip('/')}-limit-{limit}"
     if run is not None and not run:
         raise SpecError("--run is empty: name the folder where the run is kept")
-    loaded = load_spec(spec, changes)
-    return loaded if run is None else loaded.model_copy(update={"store": loaded.store.model_copy(update={"run": run})})
+    if run is not None:
+        changes.append(f"store.run={json.dumps(run, ensure_ascii=False)}")  # which is YAML too
+    return load_spec(spec, changes)

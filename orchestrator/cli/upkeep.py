@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,12 +34,20 @@ if TYPE_CHECKING:
     from orchestrator.verify import Verification
 
 
+def _a_number(_: click.Context, parameter: click.Parameter, value: float) -> float:
+    # Nothing is less than it, so nothing would be too young.
+    if math.isnan(value):
+        raise click.BadParameter("nan is not in the range x>=0.")
+    return value
+
+
 @click.command()
 @click.argument("run")
 @click.option("--yes", is_flag=True, help="Delete, instead of only showing.")
 @click.option(
     "--older-than",
     type=click.FloatRange(min=0),
+    callback=_a_number,
     default=60.0,
     show_default=True,
     metavar="MINUTES",

@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import importlib
 import io
+import pickle
+import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -88,9 +91,21 @@ def _tensors(content: bytes, source: str) -> Any:
     try:
         if source.endswith(".safetensors"):
             return safetensors.torch.load(content)
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # about how the file was pickled
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # the readers let any exception of a damaged file through
-        raise ValueError(f"{source} is no readable checkpoint of plain tensors ({one_line(error)})") from error
+        raise ValueError(f"{source} is no readable checkpoint of plain tensors ({_reason(content, error)})") from error
+
+
+def _reason(content: bytes, error: Exception) -> str:
+    """Why a checkpoint is refused. PyTorch's own words for what is no tensor advise to run it."""
+    if not content:
+        return "it is empty"
+    if isinstance(error, pickle.UnpicklingError):
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        what = named[1] if named else "something else"
+        return f"it holds {what}, and nothing in a checkpoint is ever run: save network.state_dict()"
+    return one_line(error)
 
 
 def _import_network(path: str) -> nn.Module:

@@ -15,8 +15,8 @@ def main() -> int:
     parser.add_argument(
         "--kills", type=int, default=100, help="kill -9 of drivers, actors, raylets and the head, in all"
     )
-    parser.add_argument("--minutes", type=float, default=30, help="after which the soak has failed")
-    parser.add_argument("--pause", type=float, default=8, metavar="S", help="mean time between two kills")
+    parser.add_argument("--minutes", type=float, default=40, help="after which the soak has failed")
+    parser.add_argument("--pause", type=float, default=6, metavar="S", help="mean time between two kills")
     parser.add_argument("--nodes", type=int, default=3, help="Ray nodes with an actor each, besides the head")
     parser.add_argument("--shards", type=int, default=60, help="of each run, 62 at most")
     parser.add_argument(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -84,14 +85,15 @@ class Faults:
             )
 
 
-def unexpected(code: int, said: str) -> str | None:
-    """What is wrong with how a driver ended, or None: it may be done, killed, or beaten by deaths or by the storage."""
+def unexpected(code: int, said: str, killed: bool) -> str | None:
+    """What is wrong with how a driver ended, or None: it may be done, killed by us, or beaten by deaths or storage."""
     for word in ("Traceback", "internal error"):
         if word in said:
             return f"says {word!r}"
     last = said.strip().rpartition("\n")[2]
     beaten_by_storage = code == 2 and last.startswith("error: cannot ") and "s3://" in last
-    return None if code in (0, 3, -9) or beaten_by_storage else f"exit code {code}: {last}"
+    expected = code in (0, 3) or beaten_by_storage or (killed and code == -signal.SIGKILL)
+    return None if expected else f"exit code {code}: {last}"
 
 
 def differences(found: Mapping[str, bytes], expected: Mapping[str, bytes]) -> list[str]:

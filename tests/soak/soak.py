@@ -116,6 +116,9 @@ def soak(settings: Settings) -> int:
         except KeyboardInterrupt:
             interrupted = True
             one.fail("interrupted")
+        except Exception as error:
+            one.fail(f"the soak itself: {error!r}")
+            raise
         finally:
             one.end_strays()
             journal.write(one.summary())
@@ -132,6 +135,7 @@ class Soak:
         self._next_kill_s = 0.0
         self._commit_first = False
         self._killed: Counter[str] = Counter(dict.fromkeys(KILLS, 0))
+        self._shot: set[int] = set()
         self._exits: Counter[str] = Counter()
         self._left: list[str] = []
         self._complete = self._equal = self._strays = 0
@@ -175,18 +179,24 @@ class Soak:
             }
             ray = RayNodes(folder / "ray", self._settings.nodes, environment, self._journal.tell)
             stack.callback(ray.stop)
+            stack.callback(undisturbed.terminate)
             ray.start()
             self._wait_for_next_kill()
             while self._pending:
                 uri = f"s3://{BUCKET}/soak-{self._complete}"
                 run = Run(self._complete, S3Store(uri, S3Options(endpoint_url=server.url)))
                 command = ("certify", spec, "--address", ray.address, "--run", uri)
-                self._complete_run(run, command, environment, ray)
+                try:
+                    self._complete_run(run, command, environment, ray, undisturbed.pid)
+                finally:
+                    if run.driver is not None:
+                        run.driver.kill()
+                        run.driver.wait()
                 self._wait(undisturbed)
                 self._compare(run.store, _content(LocalStore(folder / "undisturbed")))
 
     def _complete_run(
-        self, run: Run, command: tuple[str | Path, ...], environment: Mapping[str, str], ray: RayNodes
+        self, run: Run, command: tuple[str | Path, ...], environment: Mapping[str, str], ray: RayNodes, beside: int
     ) -> None:
         """The same command again and again, until it says that it is done."""
         looked_s = told_s = elapsed_s()
@@ -208,7 +218,7 @@ class Soak:
             if elapsed_s() - looked_s >= _LOOK_S:
                 looked_s = elapsed_s()
                 ray.replace_lost()
-                reap([run.driver.pid, *ray.children()])
+                reap([beside, run.driver.pid, *ray.children()])
                 self._look(run)
             if elapsed_s() - told_s >= _TELL_S:
                 told_s = elapsed_s()
@@ -254,6 +264,7 @@ class Soak:
             return False
         del self._pending[0]
         self._killed[kind] += 1
+        self._shot.update(process.pid for process in hit)
         for process in hit:
             name = Path(process.command.split(" ")[0]).name
             self._journal.tell(f"kill {self._killed.total()}: {kind}, pid {process.pid} ({name})")
@@ -273,7 +284,7 @@ class Soak:
         last = said.strip().rpartition("\n")[2]
         self._exits[str(code)] += 1
         self._journal.tell(f"driver: ends, pid {run.driver.pid}, exit code {code}, last said: {last[:200]}")
-        wrong = unexpected(code, said)
+        wrong = unexpected(code, said, killed=run.driver.pid in self._shot)
         if wrong is not None:
             self.fail(f"{run.output.name}: {wrong}")
             if len(self.failures) >= _MOST_FAILURES:

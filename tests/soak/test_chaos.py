@@ -56,4 +56,8 @@ def test_every_difference_is_found() -> None:
 def test_only_ends_that_a_user_answers_with_the_same_command_are_expected(
     code: int, said: str, wrong: str | None
 ) -> None:
-    assert unexpected(code, said) == wrong
+    assert unexpected(code, said, killed=code == -9) == wrong
+
+
+def test_a_driver_that_somebody_else_killed_is_not_expected() -> None:
+    assert unexpected(-9, "", killed=False) == "exit code -9: "
