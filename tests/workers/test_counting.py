@@ -62,7 +62,9 @@ def counted(
 ) -> pa.Table:
     """The rows of some shards, sorted by index."""
     model = load_model(job.model, job.num_classes) if network is None else network
-    return pa.concat_tables(count_images(job, job.shard_indices(shard), images, model, CPU) for shard in shards).sort_by("index")
+    return pa.concat_tables(
+        count_images(job, job.shard_indices(shard), images, model, CPU) for shard in shards
+    ).sort_by("index")
 
 
 def with_sampling(job: CountJob, **changes: int) -> CountJob:

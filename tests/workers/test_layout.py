@@ -43,7 +43,9 @@ def test_the_record_of_a_shard_given_up_leads_back_to_it(shard: int) -> None:
     assert layout.failed_of(layout.failed(shard)) == shard
 
 
-@pytest.mark.parametrize("key", ["failed/shard-1.json", "failed/shard-0000001.json", "failed/notes.json", "failed/", ""])
+@pytest.mark.parametrize(
+    "key", ["failed/shard-1.json", "failed/shard-0000001.json", "failed/notes.json", "failed/", ""]
+)
 def test_other_keys_are_no_such_records(key: str) -> None:
     assert layout.failed_of(key) is None
 
