@@ -200,7 +200,7 @@ class ActorPool:
     def _bury(self, worker: int, error: Exception) -> Died:
         """Make sure that a worker once reported dead stays so: one out of reach may come back, and its late answers."""
         self.end(worker)
-        return Died(worker, _last_line(str(error)), node_lost=_node_lost(error))
+        return Died(worker, _death(str(error)), node_lost=_node_lost(error))
 
 
 def _node_lost(error: Exception) -> bool:
@@ -321,6 +321,13 @@ def _listen(epochs: ray.util.queue.Queue, stop: threading.Event, observe: Callab
         if stopping:
             return
         stop.wait(0.5)
+
+
+def _death(text: str) -> str:
+    """Of what Ray tells of an actor's death, what it died of: without advice, and without the log of a lost node."""
+    lines = text.splitlines()
+    told = [line.strip() for line in lines if "node was terminated" in line or "process has died" in line]
+    return told[0].partition(" Some common causes")[0] if told else _last_line(text)
 
 
 def _last_line(text: str) -> str:

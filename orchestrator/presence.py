@@ -13,6 +13,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 
 from workers import layout
 from workers.store import ObjectMissing, Store, StoreError
@@ -21,6 +22,50 @@ log = logging.getLogger(__name__)
 
 #: Seconds between two signs of life.
 _BEAT_S = 10.0
+
+
+#: A record this old is of a driver that is gone, or out of reach, s.
+_GONE_S = 60.0
+
+
+@dataclass(frozen=True)
+class Driver:
+    """A driver's record.
+
+    Attributes:
+        host: the machine it runs on.
+        pid: its process there.
+        started: ISO 8601, UTC.
+    """
+
+    host: str
+    pid: int
+    started: str
+
+    @classmethod
+    def here(cls) -> Driver:
+        """This process."""
+        started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        return cls(platform.node(), os.getpid(), started)
+
+    @classmethod
+    def from_json(cls, content: bytes) -> Driver:
+        """Raises ValueError, KeyError or TypeError if it is no record."""
+        values = json.loads(content)
+        return cls(str(values["host"]), int(values["pid"]), str(values["started"]))
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}, since {self.started}"
+
+
+def drivers_at_work(store: Store, now: float) -> list[Driver]:
+    """Drivers that have shown life in the last minute before ``now``, s since the epoch."""
+    found = []
+    for stored in store.list(layout.DRIVERS):
+        if now - stored.modified < _GONE_S:
+            with contextlib.suppress(ObjectMissing, ValueError, KeyError, TypeError):
+                found.append(Driver.from_json(store.read(stored.key)))
+    return [driver for driver in found if driver.host != platform.node() or _alive(driver.pid)]
 
 
 @contextmanager
@@ -49,17 +94,16 @@ class Presence:
 
     def __init__(self, store: Store, tell: Callable[[str], None]) -> None:
         self._store, self._tell = store, tell
-        host = re.sub(r"[^A-Za-z0-9.-]", "-", platform.node()) or "unknown"
-        self._key = layout.driver(f"{host}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
-        started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        self._record = {"host": platform.node(), "pid": os.getpid(), "started": started}
+        self._own = Driver.here()
+        host = re.sub(r"[^A-Za-z0-9.-]", "-", self._own.host) or "unknown"
+        self._key = layout.driver(f"{host}-{self._own.pid}-{uuid.uuid4().hex[:8]}")
         self._refreshed: dict[str, float] = {}
         self._told: set[str] = set()
 
     def beat(self) -> None:
         """Refresh the record, look at the others'."""
         try:
-            self._store.replace(self._key, json.dumps(self._record).encode())
+            self._store.replace(self._key, json.dumps(asdict(self._own)).encode())
             for stored in self._store.list(layout.DRIVERS):
                 if stored.key not in self._told | {self._key}:
                     self._look(stored.key, stored.modified)
@@ -73,18 +117,17 @@ class Presence:
 
     def _look(self, key: str, modified: float) -> None:
         try:
-            other = json.loads(self._store.read(key))
-            host, pid, started = str(other["host"]), int(other["pid"]), str(other["started"])
+            other = Driver.from_json(self._store.read(key))
         except (ObjectMissing, ValueError, KeyError, TypeError):
             return
         before = self._refreshed.setdefault(key, modified)
-        if host == self._record["host"] and not _alive(pid):
+        here = other.host == self._own.host
+        if here and not _alive(other.pid):
             self._store.delete(key)  # it was killed
-        elif host == self._record["host"] or modified > before:
+        elif here or modified > before:
             self._told.add(key)
             self._tell(
-                f"another driver is at work on this run: process {pid} on {host}, since {started}; "
-                "both may go on, of each shard the first commit counts"
+                f"another driver is at work on this run: {other}; both may go on, of each shard the first commit counts"
             )
 
 

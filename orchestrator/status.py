@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import pyarrow.compute as pc
 
 from orchestrator.errors import RunError
 from orchestrator.plan import Plan
+from orchestrator.presence import Driver, drivers_at_work
 from orchestrator.runs import given_up_shards, read_plan
 from workers import layout
 from workers.committed import DamagedVotes, read_committed
@@ -39,6 +41,7 @@ class Status:
         images_per_s: over the last commits; None before there are two.
         seconds_left: at that rate; None where unknown or nothing is left.
         last_commit: seconds since the epoch, None before the first.
+        drivers: at work on it, as far as their records tell.
     """
 
     run: str
@@ -55,6 +58,7 @@ class Status:
     images_per_s: float | None
     seconds_left: float | None
     last_commit: float | None
+    drivers: tuple[Driver, ...]
 
 
 def status_of(store: Store) -> Status:
@@ -96,6 +100,7 @@ def status_of(store: Store) -> Status:
         images_per_s=rate,
         seconds_left=missing / rate if rate and missing else None,
         last_commit=max((stored.modified for stored in committed), default=None),
+        drivers=tuple(drivers_at_work(store, time.time())),
     )
 
 

@@ -46,6 +46,8 @@ def status(run: str, as_json: bool) -> int:
     if found.images_per_s is not None and not found.complete:
         left = "unknown" if found.seconds_left is None else time_text(found.seconds_left)
         click.echo(f"rate     {found.images_per_s:.1f} images/s, {left} left at that rate")
+    for driver in found.drivers:
+        click.echo(f"driver   {driver}")
     for index, reason in found.failures.items():
         click.echo(f"failed   image {index}: {reason}")
     for shard, reason in sorted(found.shards_given_up.items()):

@@ -29,9 +29,9 @@ from orchestrator.progress import meter, time_text
 from workers.store import open_store
 
 if TYPE_CHECKING:
-    from orchestrator.doctor import Finding
-    from orchestrator.recount import Recount
-    from orchestrator.verify import Verification
+    from orchestrator.upkeep.doctor import Finding
+    from orchestrator.upkeep.recount import Recount
+    from orchestrator.upkeep.verify import Verification
 
 
 def _a_number(_: click.Context, parameter: click.Parameter, value: float) -> float:
@@ -60,7 +60,7 @@ def gc(run: str, yes: bool, older_than: float, as_json: bool) -> None:
 
     Example: stn gc runs/demo --yes
     """
-    from orchestrator.cleanup import delete_leftovers, find_leftovers
+    from orchestrator.upkeep.cleanup import delete_leftovers, find_leftovers
 
     store = open_store(run)
     found = find_leftovers(store, older_than * 60)
@@ -116,7 +116,7 @@ def doctor(spec: Path | None, run: str | None, overrides: tuple[str, ...], as_js
 
 
 def _examine(spec: Path | None, overrides: tuple[str, ...], run: str | None) -> Iterator[Finding]:
-    from orchestrator.doctor import Finding, examine_job, examine_machines, this_machine
+    from orchestrator.upkeep.doctor import Finding, examine_job, examine_machines, this_machine
 
     here = this_machine()
     yield from examine_machines(here)
@@ -150,9 +150,9 @@ def verify(run: str, images: int | None, seed: int | None, as_json: bool) -> int
 
     Example: stn verify runs/demo --recount 10
     """
-    from orchestrator.recount import recount
     from orchestrator.runs import read_plan
-    from orchestrator.verify import verify_run
+    from orchestrator.upkeep.recount import recount
+    from orchestrator.upkeep.verify import verify_run
 
     if images is None and seed is not None:
         raise click.UsageError("--seed goes with --recount")

@@ -17,11 +17,11 @@ from click.testing import CliRunner, Result
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from orchestrator.cleanup import DRIVER_GONE_S, YOUNG_S, Leftover, delete_leftovers, find_leftovers, leftovers
 from orchestrator.cli import main
 from orchestrator.errors import RunError
 from orchestrator.reduce import reduce_run
 from orchestrator.tables import View
+from orchestrator.upkeep.cleanup import DRIVER_GONE_S, YOUNG_S, Leftover, delete_leftovers, find_leftovers, leftovers
 from tests.object_store import BUCKET, ObjectStore
 from tests.orchestrator.runs import MadeRun, plan_of
 from workers import layout

@@ -22,10 +22,15 @@ import torch
 import yaml
 from click.testing import CliRunner, Result
 
-from orchestrator import cluster, doctor
+from orchestrator import cluster
 from orchestrator.cli import main
 from orchestrator.cluster import Answer
-from orchestrator.doctor import (
+from orchestrator.errors import WorkersError
+from orchestrator.reduce import reduce_run
+from orchestrator.resolve import code_sha256
+from orchestrator.tables import View
+from orchestrator.upkeep import doctor
+from orchestrator.upkeep.doctor import (
     Finding,
     judge_age,
     judge_hardware,
@@ -34,11 +39,7 @@ from orchestrator.doctor import (
     most_bytes,
     this_machine,
 )
-from orchestrator.errors import WorkersError
-from orchestrator.machine import Machine
-from orchestrator.reduce import reduce_run
-from orchestrator.resolve import code_sha256
-from orchestrator.tables import View
+from orchestrator.upkeep.machine import Machine
 from tests.fault_proxy import fault_proxy
 from tests.networks import tiny, tiny_rgb
 from tests.object_store import BUCKET, ObjectStore

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from orchestrator.progress import Meter
-from orchestrator.recount import differences, recount
 from orchestrator.resolve import resolve
 from orchestrator.runs import CountRows
 from orchestrator.spec import validate
+from orchestrator.upkeep.recount import differences, recount
 from tests.orchestrator.runs import NOISES, MadeRun, mnist_spec
 from tests.workers.samples import write_mnist
 from workers import counts_table, layout
@@ -151,7 +151,7 @@ def test_an_image_that_cannot_be_read_for_now(made: MadeRun, tmp_path: Path, mon
     def fail(*_: object) -> pa.Table:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("orchestrator.recount.count_images", fail)
+    monkeypatch.setattr("orchestrator.upkeep.recount.count_images", fail)
     found = recount(made.write(tmp_path), made.plan, 2, seed=0)
     assert [finding.text.partition(";")[0] for finding in found.findings] == [
         "cannot be read: [Errno 5] Input/output error"

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 from pathlib import Path
 
 import pytest
 
 from orchestrator.errors import RunError
+from orchestrator.presence import announced
 from orchestrator.status import Status, images_per_second, status_of
 from tests.orchestrator.runs import MadeRun
 from workers import layout
@@ -40,6 +42,7 @@ def test_an_empty_run(made: MadeRun, tmp_path: Path) -> None:
         images_per_s=None,
         seconds_left=None,
         last_commit=None,
+        drivers=(),
     )
 
 
@@ -147,3 +150,14 @@ def test_the_rate_is_of_the_last_fifty_commits(made: MadeRun) -> None:
     old = [StoredObject(layout.counts(0), 1, 1000.0 * number) for number in range(10)]
     new = [StoredObject(layout.counts(1), 1, 9000.0 + 2 * number) for number in range(1, 51)]
     assert images_per_second(old + new, made.plan) == 8 / 2
+
+
+def test_the_drivers_at_work_are_told(made: MadeRun, tmp_path: Path) -> None:
+    store = made.write(tmp_path, [])
+    with announced(store, lambda line: None):
+        (driver,) = status_of(store).drivers
+        assert (driver.pid, driver.host) == (os.getpid(), platform.node())
+        (record,) = store.list(layout.DRIVERS)
+        os.utime(tmp_path / record.key, (1000, 1000))
+        assert status_of(store).drivers == (), "it has shown no life for long"
+    assert status_of(store).drivers == ()

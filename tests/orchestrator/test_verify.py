@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from orchestrator.errors import RunError
-from orchestrator.findings import KINDS, Findings, listed
 from orchestrator.progress import Meter
 from orchestrator.reduce import reduce_run
 from orchestrator.tables import METADATA_KEY, View
-from orchestrator.verify import Verification, verify_run
+from orchestrator.upkeep.findings import KINDS, Findings, listed
+from orchestrator.upkeep.verify import Verification, verify_run
 from stn_core import audit
 from tests.object_store import BUCKET, ObjectStore
 from tests.orchestrator.runs import NOISES, MadeRun, invented, plan_of
@@ -682,7 +682,7 @@ def test_numbers_for_people() -> None:
 
 
 def test_a_large_shard_is_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("orchestrator.verify_votes._DENSE_COUNTS", 70)
+    monkeypatch.setattr("orchestrator.upkeep.votes._DENSE_COUNTS", 70)
     made = invented(plan_of(), failed=[4, 77], sure=0.3)
     found = verify_run(publish(made.write(tmp_path), made, protocols=("paper", "split", "label")))
     assert (found.findings, found.images_counted, found.certificates) == ((), 118, 120 * 12)

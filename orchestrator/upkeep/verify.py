@@ -11,10 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from orchestrator.errors import RunError
-from orchestrator.findings import Finding, Findings, Observe, listed, unobserved
 from orchestrator.runs import read_plan
-from orchestrator.verify_tables import Audit, open_published
-from orchestrator.verify_votes import Votes, shard_objects
+from orchestrator.upkeep.findings import Finding, Findings, Observe, listed, unobserved
+from orchestrator.upkeep.tables import Audit, open_published
+from orchestrator.upkeep.votes import Votes, shard_objects
 from stn_core import audit
 from workers import layout
 from workers.store import Store

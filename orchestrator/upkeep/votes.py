@@ -11,9 +11,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from orchestrator.errors import RunError
-from orchestrator.findings import Finding, Findings, Kind, listed
 from orchestrator.plan import Plan
 from orchestrator.runs import CountRows, read_shard
+from orchestrator.upkeep.findings import Finding, Findings, Kind, listed
 from stn_core import audit
 from stn_core.naming import one_line
 from workers import counts_table, layout

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from orchestrator.errors import RunError, SpecError
-from orchestrator.findings import Finding, Findings, Observe, unobserved
 from orchestrator.plan import Plan
 from orchestrator.resolve import resolve
 from orchestrator.runs import CountRows, counted_shards, read_shard
+from orchestrator.upkeep.findings import Finding, Findings, Observe, unobserved
 from stn_core.naming import one_line
 from workers import layout
 from workers.committed import read_committed

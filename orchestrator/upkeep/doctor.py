@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
-from orchestrator import machine
 from orchestrator.address import silent
 from orchestrator.errors import RunError, SpecError, WorkersError
-from orchestrator.machine import Machine, describe
 from orchestrator.plan import Plan, difference
 from orchestrator.resolve import resolve, versions
 from orchestrator.runs import counted_shards, read_plan
 from orchestrator.spec import Spec
+from orchestrator.upkeep import machine
+from orchestrator.upkeep.machine import Machine, describe
 from stn_core.naming import one_line
 from workers import layout
 from workers.counting import load_model

@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from orchestrator.errors import RunError, SpecError
-from orchestrator.findings import Findings, listed
 from orchestrator.plan import Plan
 from orchestrator.reduce import check_against
 from orchestrator.tables import (
@@ -27,7 +26,8 @@ from orchestrator.tables import (
     View,
     published,
 )
-from orchestrator.verify_votes import Votes
+from orchestrator.upkeep.findings import Findings, listed
+from orchestrator.upkeep.votes import Votes
 from stn_core import audit
 from stn_core.certificates import CERTIFICATES
 from stn_core.dataset import population_interval, truly_certified

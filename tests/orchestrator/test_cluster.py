@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.cluster import Capacity, _death, workers_for
+from orchestrator.errors import SpecError
+from orchestrator.spec import Resources
+
+# As Ray 2.60 says it, shortened.
+NODE_LOST = """The actor died unexpectedly before finishing this task.
+\tclass_name: CountingActor
+\tpid: 7960
+The actor died because its node has died. Node Id: c876026170078c10
+\tthe actor's node was terminated unexpectedly: health check failed due to missing too many heartbeats
+
+    [2026-11-23 08:26:57,259 I 7803 7812] (raylet) object_store.cc:37: Object store current usage 8e-09 / 0.104858 GB.
+"""
+
+PROCESS_DIED = """The actor died unexpectedly before finishing this task.
+\tclass_name: CountingActor
+The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker \
+unexpectedly exits with a connection error code 2. End of file. Some common causes include: (1) the process was killed \
+by the OOM killer due to high memory usage, (2) ray stop --force was called.
+"""
+
+RAISED = """The actor died because of an error raised in its creation task, ray::CountingActor.__init__()
+  File "ray_entry.py", line 60, in __init__
+workers.ray_entry.WrongInputs: the data set that this worker sees is not the one planned
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            NODE_LOST,
+            "the actor's node was terminated unexpectedly: health check failed due to missing too many heartbeats",
+        ),
+        (
+            PROCESS_DIED,
+            "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: "
+            "Worker unexpectedly exits with a connection error code 2. End of file.",
+        ),
+        (RAISED, "workers.ray_entry.WrongInputs: the data set that this worker sees is not the one planned"),
+        ("", "no reason given"),
+    ],
+)
+def test_a_death_is_told_in_one_line_that_says_why(text: str, expected: str) -> None:
+    assert _death(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("resources", "capacity", "expected"),
+    [
+        ({}, Capacity(8, 0), (8, 0.0)),
+        ({"threads_per_actor": 3}, Capacity(8, 0), (2, 0.0)),
+        ({"threads_per_actor": 16}, Capacity(8, 0), (1, 0.0)),
+        ({}, Capacity(8, 2), (2, 1.0)),
+        ({"gpus_per_actor": 0.5}, Capacity(8, 2), (4, 0.5)),
+        ({"gpus_per_actor": 0}, Capacity(8, 2), (8, 0)),
+        ({"actors": 5}, Capacity(8, 2), (5, 1.0)),
+        ({"gpus_per_actor": 4}, Capacity(8, 0, may_grow=True), (1, 4)),
+    ],
+)
+def test_how_many_actors(resources: dict[str, object], capacity: Capacity, expected: tuple[int, float]) -> None:
+    assert workers_for(Resources.model_validate(resources), capacity) == expected
+
+
+def test_more_gpus_than_there_can_be() -> None:
+    with pytest.raises(SpecError, match=r"resources\.gpus_per_actor asks for 2 GPUs and this machine has 1"):
+        workers_for(Resources(gpus_per_actor=2), Capacity(8, 1))
