@@ -57,10 +57,10 @@ from tests.troubles import (
 from tests.workers.samples import IMAGE_STRUCT, encoded, noise_image
 from workers import layout
 
-#: How a command tells what is wrong, and by which exit code. Errors are one line. Click explains the usage first.
+#: How a command tells what is wrong, and by which exit code. Errors are one line.
 #: `verify` lists what it found, and `doctor` what to fix, among what is well.
-Told = Literal["error", "no work", "usage", "finding", "fix"]
-CODES: dict[Told, int] = {"error": 2, "no work": 3, "usage": 2, "finding": 4, "fix": 2}
+Told = Literal["error", "no work", "finding", "fix"]
+CODES: dict[Told, int] = {"error": 2, "no work": 3, "finding": 4, "fix": 2}
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ SPECS = [
     ),
     Bad("an override of nothing", "plan job.yaml --set noise", "--set noise: expected section.key=value, such as"),
     Bad("an override that is no YAML", "plan job.yaml --set radii=[1", "--set radii=[1: '[1' is not valid YAML: line"),
-    Bad("no images", "plan job.yaml --limit 0", "'--limit': 0 is not in the range x>=1", told="usage"),
+    Bad("no images", "plan job.yaml --limit 0", "'--limit': 0 is not in the range x>=1"),
     Bad("no name for the run", "certify job.yaml --run=", "--run is empty: name the folder where the run is kept"),
 ]
 
@@ -509,26 +509,23 @@ VIEWS = [
         "an unknown interval",
         "reduce run --interval wilson",
         "'--interval': 'wilson' is not one of 'clopper_pearson', 'randomised'",
-        told="usage",
     ),
     Bad(
         "radii out of order",
         "reduce run --radii 0.5,0.1",
         "'--radii': radii must be finite, not negative, and increase",
-        told="usage",
     ),
-    Bad("nothing counted again", "verify run --recount 0", "'--recount': 0 is not in the range x>=1", told="usage"),
-    Bad("less than that", "verify run --recount=-1", "'--recount': -1 is not in the range x>=1", told="usage"),
-    Bad("a seed for nothing", "verify run --seed 1", "--seed goes with --recount", told="usage"),
-    Bad("garbage of the future", "gc run --older-than=-1", "'--older-than': -1.0 is not in the range", told="usage"),
+    Bad("nothing counted again", "verify run --recount 0", "'--recount': 0 is not in the range x>=1"),
+    Bad("less than that", "verify run --recount=-1", "'--recount': -1 is not in the range x>=1"),
+    Bad("a seed for nothing", "verify run --seed 1", "--seed goes with --recount"),
+    Bad("garbage of the future", "gc run --older-than=-1", "'--older-than': -1.0 is not in the range"),
     Bad(
         "garbage of no age",
         "gc run --older-than nan --yes",
         "'--older-than': nan is not in the range x>=0",
         has(f"run/.tmp/{'0' * 32}", "somebody is at work on it"),
-        told="usage",
     ),
-    Bad("an examination of half a spec", "doctor --run run", "--run and --set go with a SPEC", told="usage"),
+    Bad("an examination of half a spec", "doctor --run run", "--run and --set go with a SPEC"),
 ]
 
 PLACES = [
@@ -911,11 +908,6 @@ def told(bad: Bad, printed: list[str], said: list[str]) -> list[str]:
             assert last.startswith("error: ")
             assert all(PROGRESS.fullmatch(line) for line in progress)
             return [last]
-        case "usage":
-            assert printed == []
-            assert said[0].startswith("Usage: ")
-            assert said[-1].startswith("Error: ")
-            return [said[-1]]
         case "finding":
             assert printed[0] == "run: something is wrong"
             assert all(PROGRESS.fullmatch(line) for line in said)

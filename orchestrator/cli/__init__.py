@@ -10,6 +10,7 @@ import click
 
 from orchestrator.cli.job import certify, plan, train
 from orchestrator.cli.results import reduce, report, status
+from orchestrator.cli.shell import Commands
 from orchestrator.cli.upkeep import doctor, gc, verify
 
 __all__ = ["main"]
@@ -18,7 +19,7 @@ __all__ = ["main"]
 _INDISCREET = ("boto3", "botocore", "s3transfer", "urllib3")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="stn")
 @click.option("-v", "--verbose", is_flag=True, help="Log every event to standard error.")
 def main(verbose: bool) -> None:

@@ -697,13 +697,13 @@ USAGE: list[tuple[str, str]] = [
 
 
 @pytest.mark.parametrize(("line", "says"), USAGE, ids=[line for line, _ in USAGE])
-def test_bad_usage_is_explained_and_exits_with_2(line: str, says: str, places: dict[str, Path]) -> None:
+def test_bad_usage_is_told_in_one_line_and_exits_with_2(line: str, says: str, places: dict[str, Path]) -> None:
     result = stn(*(part.format_map(places) for part in line.split()))
     assert result.exit_code == 2
     assert result.stdout == ""
-    last = result.stderr.splitlines()[-1]
-    assert last.startswith("Error: ")
-    assert says in last
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert says in line
 
 
 def test_a_report_that_cannot_be_written_is_an_error(whole: Path, tmp_path: Path) -> None:
