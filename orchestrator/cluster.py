@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 import signal
 import threading
@@ -326,6 +327,12 @@ def _listen(epochs: ray.util.queue.Queue, stop: threading.Event, observe: Callab
 def _death(text: str) -> str:
     """Of what Ray tells of an actor's death, what it died of: without advice, and without the log of a lost node."""
     lines = text.splitlines()
+    out_of_memory = re.search(r"node running low on memory\. .* was (\S+ used / \S+) limit", text)
+    if out_of_memory:
+        return (
+            f"Ray killed it, since its machine ran low on memory ({out_of_memory[1]}): "
+            "fewer resources.actors, or a smaller resources.batch_size, need less"
+        )
     told = [line.strip() for line in lines if "node was terminated" in line or "process has died" in line]
     return told[0].partition(" Some common causes")[0] if told else _last_line(text)
 

@@ -34,8 +34,8 @@ def write_spec(folder: Path, name: str, **sections: object) -> Path:
     return path
 
 
-def start(*arguments: str | Path) -> subprocess.Popen[str]:
-    """`stn ARGUMENTS` in the background, in a process group of its own."""
+def start(*arguments: str | Path, **settings: str) -> subprocess.Popen[str]:
+    """`stn ARGUMENTS` in the background, in a process group of its own; Ray knows of no settings but ``settings``."""
     return subprocess.Popen(
         [sys.executable, "-m", "orchestrator.cli", *map(str, arguments)],
         cwd=ROOT,
@@ -43,13 +43,13 @@ def start(*arguments: str | Path) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env={name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+        env={name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | settings,
     )
 
 
-def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str | Path, **settings: str) -> subprocess.CompletedProcess[str]:
     """`stn ARGUMENTS` to its end."""
-    process = start(*arguments)
+    process = start(*arguments, **settings)
     try:
         out, err = process.communicate(timeout=240)
     except subprocess.TimeoutExpired:

@@ -118,6 +118,16 @@ def test_a_stalled_shard_is_named_and_its_worker_replaced(tmp_path: Path, monkey
     assert "shard 0 has stalled, 5 s on worker 0, which is replaced" in said
 
 
+def test_workers_killed_for_their_memory_do_not_start_for_ever(tmp_path: Path) -> None:
+    # Whatever memory is in use is too much, and Ray kills for it.
+    starved = {"RAY_memory_usage_threshold": "0.001", "RAY_memory_monitor_refresh_ms": "100"}
+    done = run("certify", write_spec(tmp_path, "run"), **starved)
+    assert done.returncode == 3, done.stderr
+    assert "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: 3 workers in a row died while starting; the last: Ray killed it, since its machine")
+
+
 def test_two_drivers_at_once(tmp_path: Path, undisturbed: Path) -> None:
     spec = write_spec(tmp_path, "run", model={"name": "tests.networks:slow"})
     drivers = [start("certify", spec), start("certify", spec)]

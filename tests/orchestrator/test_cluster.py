@@ -23,6 +23,13 @@ unexpectedly exits with a connection error code 2. End of file. Some common caus
 by the OOM killer due to high memory usage, (2) ray stop --force was called.
 """
 
+OUT_OF_MEMORY = """1 worker(s) were killed due to the node running low on memory. Memory on the node \
+(IP: 192.0.2.2, ID: 1178e1) was 22.93GB used / 23.54GB limit (0.974089)
+OOM kill reason: Memory usage 998662144B exceeded threshold of 25276520B (0.1% of 25276518400B limit)
+Refer to the documentation on how to address the out of memory issue: To disable worker killing, set the environment \
+variable `RAY_memory_monitor_refresh_ms` to zero.
+"""
+
 RAISED = """The actor died because of an error raised in its creation task, ray::CountingActor.__init__()
   File "ray_entry.py", line 60, in __init__
 workers.ray_entry.WrongInputs: the data set that this worker sees is not the one planned
@@ -40,6 +47,11 @@ workers.ray_entry.WrongInputs: the data set that this worker sees is not the one
             PROCESS_DIED,
             "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: "
             "Worker unexpectedly exits with a connection error code 2. End of file.",
+        ),
+        (
+            OUT_OF_MEMORY,
+            "Ray killed it, since its machine ran low on memory (22.93GB used / 23.54GB): "
+            "fewer resources.actors, or a smaller resources.batch_size, need less",
         ),
         (RAISED, "workers.ray_entry.WrongInputs: the data set that this worker sees is not the one planned"),
         ("", "no reason given"),
