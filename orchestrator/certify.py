@@ -7,6 +7,7 @@ import json
 import logging
 from dataclasses import dataclass
 
+from orchestrator import epochs
 from orchestrator.cluster import hire_actors
 from orchestrator.crew import Device, Hire, Task
 from orchestrator.dispatch import Counted, Died, Failed, News, Outcome, Slow, Stalled, dispatch
@@ -72,6 +73,7 @@ def certify_run(spec: Spec, *, retry_failed: bool = False, hire: Hire = hire_act
     check_against(plan, view)
     store.check_exclusive()
     stored = _settle(store, plan)
+    _keep_training(store, plan.spec)
 
     done = counted_shards(store, plan)
     work = _failed(store, stored, done) if retry_failed else _missing(plan, done)
@@ -126,6 +128,14 @@ def _settle(store: Store, plan: Plan) -> Plan:
             f"{store.uri} holds another run ({'; '.join(changed)}): use another --run, or make the spec agree"
         )
     return stored
+
+
+def _keep_training(store: Store, spec: Spec) -> None:
+    """Copy the figures of the network's training into the run, which may outlive the checkpoint."""
+    if spec.model.checkpoint is not None and not store.exists(layout.TRAINING):
+        content = epochs.of_checkpoint(spec.model.checkpoint, spec.store.options)
+        if content is not None:
+            store.create(layout.TRAINING, content)
 
 
 def _count(store: Store, plan: Plan, resources: Resources, work: _Work, hire: Hire) -> Outcome:

@@ -262,8 +262,8 @@ def workers_for(resources: Resources, capacity: Capacity) -> tuple[int, float]:
 
 
 def fit(
-    job: TrainJob, *, name: str, storage: Path | str, gpu: bool, observe: Callable[[Epoch], None]
-) -> tuple[bytes, Epoch]:
+    job: TrainJob, *, name: str, storage: Path | str, gpu: bool, observe: Callable[[tuple[Epoch, ...]], None]
+) -> bytes:
     """Train under Ray Train, going on after the newest checkpoint of the run of that name.
 
     Args:
@@ -271,10 +271,10 @@ def fit(
         name: the run's name; the same name and storage continue the same run.
         storage: where checkpoints are kept: a folder, or s3://bucket/prefix.
         gpu: one GPU per worker.
-        observe: told of every epoch as it ends.
+        observe: told of all epochs so far as each ends.
 
     Returns:
-        The content of the newest checkpoint's file, and its epoch.
+        The content of the newest checkpoint's file.
 
     Raises:
         TrainingError: training failed for good.
@@ -307,13 +307,14 @@ def fit(
     finally:
         stop.set()
         listener.join()
-    if result.error is not None or result.checkpoint is None or result.metrics is None:
+    if result.error is not None or result.checkpoint is None:
         raise TrainingError(f"training failed: {_last_line(str(result.error))}")
     with result.checkpoint.filesystem.open_input_stream(f"{result.checkpoint.path}/{STATE}") as file:
-        return file.read(), Epoch(int(result.metrics["epoch"]), float(result.metrics["loss"]))
+        content: bytes = file.read()
+    return content
 
 
-def _listen(epochs: ray.util.queue.Queue, stop: threading.Event, observe: Callable[[Epoch], None]) -> None:
+def _listen(epochs: ray.util.queue.Queue, stop: threading.Event, observe: Callable[[tuple[Epoch, ...]], None]) -> None:
     """Pass epochs on as they end, and what is left when training has."""
     while True:
         stopping = stop.is_set()

@@ -17,12 +17,14 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from orchestrator.envelope import Envelope, envelopes
-from orchestrator.reported import ReportedRun
+from orchestrator.reported import ReportedRun, load_run
 from orchestrator.tables import Line, Summary, View, published, read_certificates
 from stn_core.certificates import CERTIFICATES
 from stn_core.confidence import PROTOCOLS
 from stn_core.curves import certified_correct
+from workers import layout
 from workers.store import Store
+from workers.training import Epoch
 
 #: More points than that are no finer a curve to the eye.
 _MOST_STEPS = 4000
@@ -113,6 +115,40 @@ def figure_png(runs: Sequence[tuple[ReportedRun, Mapping[Line, Steps]]]) -> byte
     return sink.getvalue()
 
 
+def learning_png(epochs: Sequence[Epoch]) -> bytes:
+    """Loss and accuracy by epoch, as PNG."""
+    figure = Figure(figsize=(8, 3), dpi=110, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    numbers = [epoch.epoch for epoch in epochs]
+    left.plot(numbers, [epoch.loss for epoch in epochs], marker=".", label="training loss")
+    right.plot(numbers, [epoch.accuracy for epoch in epochs], marker=".", label="training")
+    for name, label in (("validation_clean", "held out, clean"), ("validation_noisy", "held out, noisy")):
+        measured = [getattr(epoch, name) for epoch in epochs]
+        if None not in measured:
+            right.plot(numbers, measured, marker=".", label=label)
+    left.set_ylabel("loss")
+    right.set_ylabel("accuracy")
+    for axes in (left, right):
+        axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    sink = io.BytesIO()
+    figure.savefig(sink, format="png")
+    return sink.getvalue()
+
+
+def training_text(epochs: Sequence[Epoch]) -> str:
+    """What training came to, in a line."""
+    last = epochs[-1]
+    seconds = sum(epoch.wall_s for epoch in epochs)
+    text = f"Trained for {last.epoch} epochs, {seconds:.0f} s: loss {last.loss:.4f}, "
+    text += f"accuracy {percent(last.accuracy)} on the training images as the method shows them"
+    if last.validation_clean is not None and last.validation_noisy is not None:
+        text += f"; on held-out ones {percent(last.validation_clean)}, {percent(last.validation_noisy)} under noise"
+    return text + "."
+
+
 def _drawable(title: str) -> str:
     """A run's title as a legend takes it: no mathematics in dollars, no leading underscore, not too long."""
     text = title if len(title) <= _LEGEND_CHARACTERS else title[: _LEGEND_CHARACTERS - 1] + "…"
@@ -133,11 +169,25 @@ def report_html(runs: Sequence[ReportedRun], figure: bytes) -> str:
                 "complete": run.reduced.summary.complete,
                 "facts": facts(run),
                 "population": population_table(run),
+                "learning": _learning(run.epochs) if run.epochs else None,
                 **radius_table(run),
             }
             for run in runs
         ],
     )
+
+
+def _learning(epochs: Sequence[Epoch]) -> dict[str, str]:
+    return {"text": training_text(epochs), "figure": base64.b64encode(learning_png(epochs)).decode()}
+
+
+def publish(stores: Sequence[Store], target: Store) -> list[ReportedRun]:
+    """Write the figure and the page of some runs to ``target``, and return the runs. Raises RunError."""
+    runs = [load_run(store) for store in stores]
+    figure = figure_png([(run, load_steps(store, run)) for store, run in zip(stores, runs, strict=True)])
+    target.replace(layout.FIGURE, figure)
+    target.replace(layout.REPORT, report_html(runs, figure).encode())
+    return runs
 
 
 def radius_table(run: ReportedRun) -> dict[str, Any]:

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from orchestrator import epochs
 from orchestrator.errors import RunError
 from orchestrator.plan import Plan
 from orchestrator.runs import read_plan
 from orchestrator.tables import Line, Reduced, published
-from workers.store import Store
+from workers import layout
+from workers.store import ObjectMissing, Store
+from workers.training import Epoch
 
 
 @dataclass(frozen=True)
@@ -22,11 +25,13 @@ class ReportedRun:
         name: the run's last path component.
         plan: what it is.
         reduced: its view, summary and curves.
+        epochs: of its network's training; empty where nothing is known of them.
     """
 
     name: str
     plan: Plan
     reduced: Reduced
+    epochs: tuple[Epoch, ...] = ()
 
     @property
     def title(self) -> str:
@@ -56,4 +61,13 @@ def load_run(store: Store) -> ReportedRun:
     reduced = published(store) or published(store, partial=True)
     if reduced is None:
         raise RunError(f"{store.uri} has no certificates yet: run `stn reduce` first")
-    return ReportedRun(store.uri.rstrip("/").rsplit("/", 1)[-1], plan, reduced)
+    return ReportedRun(store.uri.rstrip("/").rsplit("/", 1)[-1], plan, reduced, _epochs(store))
+
+
+def _epochs(store: Store) -> tuple[Epoch, ...]:
+    try:
+        return epochs.decode(store.read(layout.TRAINING))[0]
+    except ObjectMissing:
+        return ()
+    except ValueError as error:
+        raise RunError(f"{store.uri}/{layout.TRAINING}: {error}; delete it") from error

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from orchestrator import epochs
 from orchestrator.cluster import cluster, fit
 from orchestrator.errors import SpecError
 from orchestrator.spec import Spec
 from stn_core.naming import one_line
 from workers.counting import load_model
 from workers.files import absolute, exists, parent_and_name, read_file
-from workers.images import DatasetError, open_dataset
-from workers.settings import GaussianNoise, Training
+from workers.images import DatasetError, ImageSet, open_dataset
+from workers.settings import Dataset, GaussianNoise, Training
 from workers.store import S3Options, StoreError, open_store
 from workers.training import Epoch, TrainJob
-
-#: The paper does not state its own; see docs/architecture.md.
-DEFAULT_GAMMA = 1.0
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Trained:
 
     Attributes:
         checkpoint: the file or object written; a dict with "state_dict", "training" (settings) and "training_sha256".
+            The figures of its epochs are beside it, see ``orchestrator.epochs``.
         epoch: the last epoch's figures; None if the checkpoint was there already.
     """
 
@@ -57,14 +58,12 @@ def train_model(spec: Spec, *, observe: Callable[[Epoch], None]) -> Trained:
     job, fingerprint = _job(spec, training)
     settings = {
         "model": spec.model.model_dump(mode="json", exclude={"checkpoint"}),
-        "training": training.model_dump(
-            mode="json", exclude={"workers": True, "threads_per_worker": True, "dataset": {"path"}}
-        ),
+        "training": _settings(training),
         # Other kinds of noise came later; checkpoints trained before stay known by sigma alone.
         **(
             {"sigma": job.noise.sigma} if job.noise.kind == "gaussian" else {"noise": job.noise.model_dump(mode="json")}
         ),
-        "gamma": job.gamma,
+        "gamma": training.weight,
         "dataset_sha256": fingerprint,
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
@@ -77,46 +76,87 @@ def train_model(spec: Spec, *, observe: Callable[[Epoch], None]) -> Trained:
     store.probe()  # before hours are spent on what cannot be written
     store.check_exclusive()
 
+    def keep(figures: tuple[Epoch, ...]) -> None:
+        with contextlib.suppress(StoreError):  # what matters is written again at the end
+            store.replace(epochs.beside(name), epochs.encode(figures, digest))
+        observe(figures[-1])
+
     with cluster(job.training.workers * job.threads + 1) as capacity:
-        content, epoch = fit(
+        content = fit(
             job,
             name=f"train-{digest[:16]}",
             storage=parent / "training" if isinstance(parent, Path) else f"{parent}/training",
             gpu=capacity.gpus >= training.workers,
-            observe=observe,
+            observe=keep,
         )
-    network = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)["network"]
+    state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    figures = tuple(Epoch(**epoch) for epoch in state["epochs"])
+    store.replace(epochs.beside(name), epochs.encode(figures, digest))
     file = io.BytesIO()
-    torch.save({"state_dict": network, "training": settings, "training_sha256": digest}, file)
+    torch.save({"state_dict": state["network"], "training": settings, "training_sha256": digest}, file)
     if not store.create(name, file.getvalue()):
         _check_existing(checkpoint, options, digest)
-    return Trained(checkpoint, epoch)
+    return Trained(checkpoint, figures[-1])
+
+
+#: Settings that came later. Checkpoints trained before, without them, stay known by the others.
+_LATER = ("augment", "attack", "optimizer")
+
+
+def _settings(training: Training) -> dict[str, Any]:
+    """What decides the weights: neither paths nor workers do, nor what is measured meanwhile."""
+    settings = training.model_dump(
+        mode="json",
+        exclude={"workers": True, "threads_per_worker": True, "validation": True, "dataset": {"path"}},
+    )
+    default = {name: Training.model_fields[name].default for name in _LATER}
+    return {name: value for name, value in settings.items() if name not in default or value != default[name]}
 
 
 def _job(spec: Spec, training: Training) -> tuple[TrainJob, str]:
-    dataset = training.dataset
-    path = getattr(dataset, "path", None)
-    if path is not None:
-        dataset = dataset.model_copy(update={"path": _absolute("training.dataset.path", path)})
+    training = training.model_copy(
+        update={
+            "dataset": _found("training.dataset", training.dataset),
+            "validation": training.validation and _found("training.validation", training.validation),
+        }
+    )
+    images = _opened("training", training.dataset, spec)
+    num_classes = spec.model.num_classes or images.num_classes
     try:
-        images = open_dataset(dataset, spec.store.options)
-        num_classes = spec.model.num_classes or images.num_classes
         load_model(spec.model.model_copy(update={"checkpoint": None}), num_classes)
-    except (DatasetError, ValueError) as error:
+    except ValueError as error:
         raise SpecError(f"training: {error}") from error
-    if images.labels.max() >= num_classes:
-        raise SpecError(f"training.dataset has label {images.labels.max()}, the model {num_classes} classes")
+    _check_labels("training.dataset", images, num_classes)
+    if training.validation is not None:
+        _check_labels("training.validation", _opened("training.validation", training.validation, spec), num_classes)
     job = TrainJob(
         model=spec.model,
-        training=training.model_copy(update={"dataset": dataset}),
+        training=training,
         num_classes=num_classes,
         noise=spec.noise if training.sigma is None else GaussianNoise(sigma=training.sigma),
-        gamma=training.gamma if training.gamma is not None else DEFAULT_GAMMA,
         threads=training.threads_per_worker,
         import_paths=(str(Path.cwd()),),
         storage=spec.store.options,
     )
     return job, images.fingerprint
+
+
+def _found(key: str, dataset: Dataset) -> Dataset:
+    path = getattr(dataset, "path", None)
+    return dataset if path is None else dataset.model_copy(update={"path": _absolute(f"{key}.path", path)})
+
+
+def _opened(key: str, dataset: Dataset, spec: Spec) -> ImageSet:
+    try:
+        return open_dataset(dataset, spec.store.options)
+    except (DatasetError, ValueError) as error:
+        raise SpecError(f"{key}: {error}") from error
+
+
+def _check_labels(key: str, images: ImageSet, num_classes: int) -> None:
+    for label in (images.labels.min(), images.labels.max()):
+        if not 0 <= label < num_classes:
+            raise SpecError(f"{key} has label {label}, the model {num_classes} classes: set model.num_classes")
 
 
 def _absolute(key: str, place: Path | str) -> Path | str:

@@ -284,6 +284,31 @@ NETWORKS = [
         permissions("closed", 0o555),
     ),
     Bad(
+        "a weight of nothing",
+        f"{TRAIN}=w.pt --set training.method=gaussian --set training.gamma=2",
+        "training: gamma belongs to methods alp, stn and trades, and method gaussian has none: remove it",
+    ),
+    Bad(
+        "noise that nobody trains by",
+        f"{TRAIN}=w.pt --set training.method=clean --set training.sigma=2",
+        "training: sigma belongs to methods gaussian and stn, and method clean has none: remove it",
+    ),
+    Bad(
+        "adversarial training without an adversary",
+        f"{TRAIN}=w.pt --set training.method=trades",
+        "training: method trades needs an attack, such as attack: {norm: linf, epsilon: 0.03}",
+    ),
+    Bad(
+        "a label outside the classes",
+        f"{TRAIN}=w.pt --set model.num_classes=5",
+        "training.dataset has label 8, the model 5 classes: set model.num_classes",
+    ),
+    Bad(
+        "held-out images of nothing",
+        f"{TRAIN}=w.pt --set 'training.validation={{kind: mnist, path: nowhere}}'",
+        "training.validation: no MNIST at dataset.path nowhere: it must hold MNIST/raw/*-ubyte",
+    ),
+    Bad(
         "training by nothing",
         f"{TRAIN}=w.pt --set training.dataset.path=nowhere",
         "training: no MNIST at dataset.path nowhere: it must hold MNIST/raw/*-ubyte",
@@ -525,6 +550,16 @@ VIEWS = [
         "'--older-than': nan is not in the range x>=0",
         has(f"run/.tmp/{'0' * 32}", "somebody is at work on it"),
     ),
+    Bad("a sweep over words", "sweep job.yaml --sigma small", "'--sigma': expected numbers separated by commas, got"),
+    Bad("a sweep over nothing", "sweep job.yaml", "Missing option '--sigma'"),
+    Bad("a sweep of the same", "sweep job.yaml --run new --sigma 0.1,0.1", "over sigma needs each once, and has 0.1"),
+    Bad(
+        "a sweep over an unknown method",
+        "sweep job.yaml --sigma 0.1 --method trade",
+        "'--method': unknown method 'trade', did you mean 'trades'?; valid: stn, gaussian, clean, madry, trades, alp",
+    ),
+    Bad("a sweep into a run", "sweep job.yaml --sigma 0.1", "run holds a run, and a sweep keeps many below it: name"),
+    Bad("a sweep of no training", "sweep job.yaml --run new --sigma 0.1 --method stn", "needs the spec's training"),
     Bad("an examination of half a spec", "doctor --run run", "--run and --set go with a SPEC"),
 ]
 

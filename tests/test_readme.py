@@ -12,6 +12,8 @@ from orchestrator.cli import main
 from orchestrator.spec import Spec
 from stn_core import CERTIFICATES, PROTOCOLS
 from workers.settings import (
+    Attack,
+    Augmentation,
     Digits,
     GaussianNoise,
     ImageFolder,
@@ -39,7 +41,7 @@ def test_every_section_and_key_of_a_spec_is_named() -> None:
     sections: list[type[BaseModel]] = [
         *(Digits, Mnist, ImageFolder, ParquetImages),
         *(GaussianNoise, LaplaceNoise, UniformNoise, SplittingNoise),
-        *(Model, Normalization, StoreSettings, Training),
+        *(Model, Normalization, StoreSettings, Training, Attack, Augmentation),
     ]
     for name, field in Spec.model_fields.items():
         assert f"| `{name}` |" in README, name

@@ -6,6 +6,7 @@ RUN/counts/round=0/shard-000042.retry-000001.parquet   votes of images of that s
 RUN/failed/shard-000042.json                why a shard was given up in the last attempt
 RUN/certificates.parquet, curves.parquet    views of a complete run's votes
 RUN/partial/...                             the same views while the run is incomplete
+RUN/training.parquet                        the epochs of the network's training, where `stn train` trained it
 RUN/report.html, curves.png                 for people
 RUN/drivers/HOST-PID-….json                 drivers at work, each refreshing its own
 RUN/.probe/...                              objects of no meaning, written to see what a store can do
@@ -24,6 +25,7 @@ PROBES = ".probe/"
 PARTIAL = "partial/"
 CERTIFICATES = "certificates.parquet"
 CURVES = "curves.parquet"
+TRAINING = "training.parquet"
 REPORT = "report.html"
 FIGURE = "curves.png"
 

@@ -174,11 +174,11 @@ class _RaySession:
         with checkpoint.as_directory() as folder:
             return (Path(folder) / STATE).read_bytes()
 
-    def report(self, epoch: Epoch, checkpoint: Path | None) -> None:
+    def report(self, epochs: Sequence[Epoch], checkpoint: Path | None) -> None:
         kept = None if checkpoint is None else ray.train.Checkpoint.from_directory(str(checkpoint))
-        ray.train.report(dataclasses.asdict(epoch), checkpoint=kept)
+        ray.train.report(dataclasses.asdict(epochs[-1]), checkpoint=kept)
         if self.rank == 0:
-            self._epochs.put(epoch)
+            self._epochs.put(tuple(epochs))
 
 
 def _add_import_paths(paths: Sequence[str]) -> None:

@@ -6,11 +6,11 @@ import dataclasses
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
-from orchestrator.cli.printing import incomplete, print_curves
+from orchestrator.cli.printing import incomplete, print_best, print_curves
 from orchestrator.cli.shell import (
     EXIT_INCOMPLETE,
     address_option,
@@ -25,6 +25,8 @@ from orchestrator.cli.shell import (
 )
 from orchestrator.errors import SpecError
 from orchestrator.progress import meter, time_text
+from stn_core.naming import pick
+from workers.settings import Method
 
 
 @click.command()
@@ -38,28 +40,44 @@ def train(spec: Path, overrides: tuple[str, ...], as_json: bool) -> None:
 
     Example: stn train examples/demo.yaml
     """
-    from orchestrator.train import train_model
-
     loaded = load(spec, overrides)
     if loaded.training is None or loaded.model.checkpoint is None:
         missing = "training" if loaded.training is None else "model.checkpoint"
         raise SpecError(f"{spec}: {missing} is missing, and `stn train` needs it; see examples/demo.yaml")
-    epochs = loaded.training.epochs
-    start = time.monotonic()
-    with meter("training", epochs, "epochs") as progress:
-
-        def observe(epoch: Any) -> None:
-            progress.note(f"epoch {epoch.epoch}/{epochs}: loss {epoch.loss:.4f} ({time.monotonic() - start:.0f} s)")
-            progress.advance(1)
-
-        trained = train_model(loaded, observe=observe)
+    trained = _train(loaded)
     if as_json:
         epoch = None if trained.epoch is None else dataclasses.asdict(trained.epoch)
         click.echo(json.dumps({"checkpoint": str(trained.checkpoint), "epoch": epoch}))
     elif trained.epoch is None:
         click.echo(f"already trained: {trained.checkpoint}")
     else:
-        click.echo(f"trained {trained.epoch.epoch} epochs, loss {trained.epoch.loss:.4f}: {trained.checkpoint}")
+        click.echo(
+            f"trained {trained.epoch.epoch} epochs, loss {trained.epoch.loss:.4f}, "
+            f"accuracy {trained.epoch.accuracy:.1%}: {trained.checkpoint}"
+        )
+
+
+def _train(spec: Any) -> Any:
+    """Train a spec's model under a progress bar."""
+    from orchestrator.train import train_model
+
+    epochs = spec.training.epochs
+    start = time.monotonic()
+    with meter("training", epochs, "epochs") as progress:
+
+        def observe(epoch: Any) -> None:
+            measured = (
+                ""
+                if epoch.validation_clean is None
+                else f", held out {epoch.validation_clean:.1%} clean and {epoch.validation_noisy:.1%} noisy"
+            )
+            progress.note(
+                f"epoch {epoch.epoch}/{epochs}: loss {epoch.loss:.4f}, accuracy {epoch.accuracy:.1%}{measured} "
+                f"({time.monotonic() - start:.0f} s)"
+            )
+            progress.advance(1)
+
+        return train_model(spec, observe=observe)
 
 
 @click.command()
@@ -166,3 +184,69 @@ def certify(
         say(f"shard {shard} was given up: {reason}")
     say(incomplete(summary))
     return EXIT_INCOMPLETE
+
+
+def _sigmas(_: click.Context, parameter: click.Parameter, value: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"expected numbers separated by commas, got {value!r}") from None
+
+
+def _methods(_: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
+    known = get_args(Method)
+    try:
+        return tuple(pick({name: name for name in known}, part, "method") for part in value.split(",")) if value else ()
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+@click.command()
+@spec_argument
+@click.option("--sigma", "sigmas", required=True, callback=_sigmas, metavar="S,S,…", help="Noise of each run.")
+@click.option("--method", "methods", callback=_methods, metavar="M,M,…", help="Of training. Default: the spec's.")
+@run_option
+@set_option
+@limit_option
+@address_option
+@json_option
+@command
+def sweep(
+    spec: Path,
+    sigmas: tuple[float, ...],
+    methods: tuple[Any, ...],
+    run: str | None,
+    overrides: tuple[str, ...],
+    limit: int | None,
+    as_json: bool,
+) -> int:
+    """Train and certify one network for each sigma and method; one figure with all curves, and the best at each radius.
+
+    Runs are kept below the spec's, the figure and its report beside them. Run it again to resume.
+
+    Example: stn sweep examples/demo.yaml --sigma 0.3,0.5,0.7 --method stn,gaussian --run runs/sweep
+    """
+    from orchestrator.certify import certify_run
+    from orchestrator.report import publish
+    from orchestrator.sweep import check_place, points
+    from workers import layout
+
+    loaded = load(spec, overrides, run, limit)
+    jobs, target = points(loaded, sigmas, methods), loaded.store.open()
+    check_place(target)
+    complete = True
+    for number, job in enumerate(jobs, 1):
+        say(f"{number} of {len(jobs)}: {job.name}")
+        if job.spec.training is not None:
+            _train(job.spec)
+        complete = certify_run(job.spec).complete and complete
+    runs = publish([job.spec.store.open() for job in jobs], target)
+    written = [f"{target.uri}/{name}" for name in (layout.FIGURE, layout.REPORT)]
+    if as_json:
+        curves = {run.name: run.reduced.curves.to_pylist() for run in runs}
+        click.echo(json.dumps({"written": written, "complete": complete, "curves": curves}))
+    else:
+        print_best(runs)
+        for path in written:
+            click.echo(f"wrote {path}")
+    return 0 if complete else EXIT_INCOMPLETE

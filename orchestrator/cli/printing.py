@@ -40,8 +40,7 @@ def print_curves(run: Any) -> None:
         table.add_row(*row)
     table.add_section()
     table.add_row(*abstaining)
-    # Piped, a table is not cut to the width of a terminal that is not there.
-    console = Console() if sys.stdout.isatty() else Console(width=160)
+    console = _console()
     console.print(Text(f"certified accuracy, {run.title}"))
     console.print(table)
     for sentence in (
@@ -53,3 +52,34 @@ def print_curves(run: Any) -> None:
         f"accuracy of the majority of votes, at no perturbation: {percent(summary.majority_correct / summary.images)}",
     ):
         console.print(sentence, highlight=False)
+
+
+def print_best(runs: Any) -> None:
+    """Certified accuracy of several runs by radius, and the best, to standard output."""
+    from orchestrator.envelope import envelopes
+    from orchestrator.report import best_table, radius_table
+
+    console = _console()
+    found = {best.line: best for best in envelopes(runs)}
+    for line in dict.fromkeys(line for run in runs for line in run.lines):
+        table = Table()
+        table.add_column("radius", justify="right")
+        having = [run for run in runs if line in run.lines]
+        for run in having:
+            table.add_column(run.title, justify="right")
+        columns = [
+            {row[0]: row[1 + list(run.lines).index(line)] for row in radius_table(run)["rows"]} for run in having
+        ]
+        best = found.get(line)
+        if best is not None:
+            table.add_column("best (selection)", justify="right")
+            columns.append({radius: cell for radius, cell, _ in best_table(best)["rows"]})
+        for radius in columns[0]:
+            table.add_row(radius, *(column.get(radius, "") for column in columns))
+        console.print(Text(f"certified accuracy, {line.certificate.replace('_', ' ')}, {line.protocol}"))
+        console.print(table)
+
+
+def _console() -> Console:
+    # Piped, a table is not cut to the width of a terminal that is not there.
+    return Console() if sys.stdout.isatty() else Console(width=160)

@@ -147,16 +147,12 @@ def report(runs: tuple[str, ...], out: Path | None, as_json: bool) -> int:
 
     Example: stn report runs/demo runs/sigma-0.5 --out comparison
     """
-    from orchestrator.report import figure_png, load_steps, report_html
-    from orchestrator.reported import load_run
+    from orchestrator.report import publish
     from workers import layout
 
     stores = [open_store(run) for run in dict.fromkeys(runs)]
-    loaded = [load_run(store) for store in stores]
     target = LocalStore(out) if out is not None else stores[0] if len(runs) == 1 else LocalStore(Path())
-    figure = figure_png([(run, load_steps(store, run)) for store, run in zip(stores, loaded, strict=True)])
-    target.replace(layout.FIGURE, figure)
-    target.replace(layout.REPORT, report_html(loaded, figure).encode())
+    loaded = publish(stores, target)
     written = [f"{target.uri}/{name}" for name in (layout.FIGURE, layout.REPORT)]
     if as_json:
         click.echo(

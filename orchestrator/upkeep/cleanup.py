@@ -23,7 +23,7 @@ YOUNG_S = 3600.0
 #: What becomes of a leftover.
 Verdict = Literal["delete", "too young", "not ours"]
 
-_WRITTEN_BY_US = {layout.CERTIFICATES, layout.CURVES, layout.REPORT, layout.FIGURE}
+_WRITTEN_BY_US = {layout.CERTIFICATES, layout.CURVES, layout.TRAINING, layout.REPORT, layout.FIGURE}
 _PARTIAL = {layout.PARTIAL + layout.CERTIFICATES, layout.PARTIAL + layout.CURVES}
 #: What is written through ``replace_file``, and so in parts where the store is S3.
 _UPLOADED = {layout.CERTIFICATES, layout.PARTIAL + layout.CERTIFICATES}

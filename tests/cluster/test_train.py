@@ -40,9 +40,9 @@ def spec_in(folder: Path, place: str, **sections: object) -> Path:
 
 
 def digits_in(folder: Path) -> Path:
-    """1 000 digits as MNIST's raw files."""
+    """300 digits as MNIST's raw files."""
     digits = open_dataset(Digits(kind="digits", split="train"))
-    split = np.stack([digits.read(index)[0] for index in range(1000)]), digits.labels[:1000].tolist()
+    split = np.stack([digits.read(index)[0] for index in range(300)]), digits.labels[:300].tolist()
     return write_mnist(folder, split, split)
 
 

@@ -1,16 +1,23 @@
-"""The real worker in the driver's own process: what it does to the store without Ray, which has tests of its own."""
+"""The real workers in the driver's own process: what they do without Ray, which has tests of its own."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
+import torch
+from torch import nn
+
+from orchestrator.cluster import Capacity
 from orchestrator.crew import Crew, Device, Task
 from orchestrator.dispatch import Counted, Event, Started
 from orchestrator.spec import Resources
 from workers.counting import CountJob
 from workers.ray_entry import CountingActor
+from workers.training import STATE, Epoch, TrainJob, train
 
 
 class InlinePool:
@@ -43,3 +50,37 @@ def hire_inline(
     make_job: Callable[[Device], CountJob], task: Task, resources: Resources, warn: Callable[[str], None]
 ) -> Iterator[Crew]:
     yield Crew(InlinePool(CountingActor(make_job("cpu")), task), 1)
+
+
+class _Session:
+    """``workers.training.Session`` for one worker."""
+
+    rank, world_size, device = 0, 1, torch.device("cpu")
+
+    def __init__(self, observe: Callable[[tuple[Epoch, ...]], None]) -> None:
+        self.state = b""
+        self._observe = observe
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        return model
+
+    def restored(self) -> bytes | None:
+        return None
+
+    def report(self, epochs: Sequence[Epoch], checkpoint: Path | None) -> None:
+        assert checkpoint is not None
+        self.state = (checkpoint / STATE).read_bytes()
+        self._observe(tuple(epochs))
+
+
+def fit_inline(job: TrainJob, *, observe: Callable[[tuple[Epoch, ...]], None], **_: Any) -> bytes:
+    """In place of ``orchestrator.cluster.fit``."""
+    session = _Session(observe)
+    train(job, session)
+    return session.state
+
+
+@contextmanager
+def no_cluster(cpus: int) -> Iterator[Capacity]:
+    """In place of ``orchestrator.cluster.cluster``."""
+    yield Capacity(cpus, 0)

@@ -1,18 +1,20 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import io
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
-from orchestrator import train
+from orchestrator import epochs, train
 from orchestrator.cluster import Capacity
 from orchestrator.errors import SpecError
 from orchestrator.spec import Spec, validate
@@ -26,6 +28,9 @@ from workers.settings import GaussianNoise, Mnist
 from workers.store import LocalStore, S3Options, Store, StoreError, open_store
 from workers.training import Epoch, TrainJob
 
+#: What every training here comes to.
+EPOCHS = (Epoch(1, 0.5, 0.75, None, None, 0.01, 2.5), Epoch(2, 0.25, 0.875, None, None, 0.001, 2.25))
+
 
 @pytest.fixture
 def places() -> list[Path | str]:
@@ -38,12 +43,14 @@ def jobs(places: list[Path | str], monkeypatch: pytest.MonkeyPatch) -> list[Trai
     """Every job handed to Ray Train from here on; nothing is trained."""
     kept: list[TrainJob] = []
 
-    def fit(job: TrainJob, *, storage: Path | str, **_: Any) -> tuple[bytes, Epoch]:
+    def fit(job: TrainJob, *, storage: Path | str, observe: Callable[[tuple[Epoch, ...]], None], **_: Any) -> bytes:
         kept.append(job)
         places.append(storage)
+        for number in range(len(EPOCHS)):
+            observe(EPOCHS[: number + 1])
         state = io.BytesIO()
-        torch.save({"network": tiny().state_dict()}, state)
-        return state.getvalue(), Epoch(1, 0.5)
+        torch.save({"network": tiny().state_dict(), "epochs": [dataclasses.asdict(epoch) for epoch in EPOCHS]}, state)
+        return state.getvalue()
 
     @contextlib.contextmanager
     def cluster(_: int) -> Iterator[Capacity]:
@@ -69,7 +76,7 @@ def test_a_model_is_trained_under_the_noise_it_is_certified_under(
     few_digits: Path, tmp_path: Path, jobs: list[TrainJob], noise: str
 ) -> None:
     asked = spec(few_digits, tmp_path / "model.pt", noise)
-    assert run(asked).epoch == Epoch(1, 0.5)
+    assert run(asked).epoch == EPOCHS[-1]
     assert [job.noise for job in jobs] == [asked.noise]
     assert run(asked) == Trained(tmp_path / "model.pt", None)
     assert len(jobs) == 1
@@ -136,6 +143,44 @@ def test_ray_trains_beside_the_checkpoint(
     assert places == [tmp_path / "training"]
 
 
+def test_the_figures_of_epochs_are_beside_the_checkpoint(
+    few_digits: Path, tmp_path: Path, jobs: list[TrainJob], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[Epoch, int]] = []
+
+    def observe(epoch: Epoch) -> None:  # each is there before it is told of
+        seen.append((epoch, pq.read_metadata(tmp_path / "model.epochs.parquet").num_rows))
+
+    asked = spec(few_digits, tmp_path / "model.pt")
+    train_model(asked, observe=observe)
+    assert seen == [(EPOCHS[0], 1), (EPOCHS[1], 2)]
+    assert pq.read_table(tmp_path / "model.epochs.parquet").to_pylist() == [
+        dataclasses.asdict(epoch) for epoch in EPOCHS
+    ]
+    content = epochs.of_checkpoint(tmp_path / "model.pt", S3Options())
+    assert content is not None
+    digest = torch.load(tmp_path / "model.pt", weights_only=True)["training_sha256"]
+    assert epochs.decode(content) == (EPOCHS, digest)
+
+
+@pytest.mark.parametrize("trouble", ["no table", "another training's", "junk", "another kind of checkpoint"])
+def test_figures_of_another_training_are_not_taken_for_a_checkpoints(
+    few_digits: Path, tmp_path: Path, jobs: list[TrainJob], trouble: str
+) -> None:
+    run(spec(few_digits, tmp_path / "model.pt"))
+    table = tmp_path / "model.epochs.parquet"
+    match trouble:
+        case "no table":
+            table.unlink()
+        case "another training's":
+            table.write_bytes(epochs.encode(EPOCHS, "0" * 64))
+        case "junk":
+            table.write_bytes(b"junk")
+        case "another kind of checkpoint":
+            torch.save([1, 2], tmp_path / "model.pt")
+    assert epochs.of_checkpoint(tmp_path / "model.pt", S3Options()) is None
+
+
 @pytest.mark.parametrize("content", [b"", b"accuracy: 0.93", None], ids=["empty", "text", "folder"])
 def test_what_is_no_checkpoint_of_ours_is_left_alone(
     few_digits: Path, tmp_path: Path, jobs: list[TrainJob], content: bytes | None
@@ -189,7 +234,7 @@ def test_data_and_checkpoint_may_be_in_object_storage(
     for found in LocalStore(few_digits).list(""):
         store.create(f"data/{found.key}", LocalStore(few_digits).read(found.key))
     asked = in_bucket(spec(f"{uri}/data", f"{uri}/models/model.pt"), object_store.url)
-    assert run(asked) == Trained(f"{uri}/models/model.pt", Epoch(1, 0.5))
+    assert run(asked) == Trained(f"{uri}/models/model.pt", EPOCHS[-1])
     assert places == [f"{uri}/models/training"]
     assert jobs[0].storage == S3Options(endpoint_url=object_store.url)
     run(spec(few_digits, tmp_path / "model.pt"))
@@ -210,7 +255,7 @@ def test_a_checkpoint_that_lands_meanwhile_is_not_overwritten(
     content = open_store(uri).read("theirs.pt")
     fit = train.fit
 
-    def overtaken(*arguments: Any, **named: Any) -> tuple[bytes, Epoch]:
+    def overtaken(*arguments: Any, **named: Any) -> bytes:
         open_store(uri).create("model.pt", content)
         return fit(*arguments, **named)
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,10 @@ from torch import nn
 
 from tests.networks import tiny
 from tests.workers.samples import encoded, noise_image, write_mnist, write_parquet
-from workers.images import DatasetError, ImageSet
+from workers.images import DatasetError, ImageSet, open_dataset
 from workers.settings import (
+    Attack,
+    Augmentation,
     Digits,
     GaussianNoise,
     LaplaceNoise,
@@ -27,7 +31,7 @@ from workers.settings import (
     Training,
     UniformNoise,
 )
-from workers.training import STATE, Epoch, TrainJob, batch_random, epoch_order, train
+from workers.training import STATE, Epoch, TrainJob, augmented, batch_random, epoch_order, train
 
 #: One of each kind; splitting noise of this scale has 51 offsets.
 NOISES: dict[str, Noise] = {
@@ -68,9 +72,10 @@ class Alone:
     def restored(self) -> bytes | None:
         return None if self._restored is None else (self._restored / STATE).read_bytes()
 
-    def report(self, epoch: Epoch, checkpoint: Path | None) -> None:
-        self.epochs.append(epoch)
-        folder = None if checkpoint is None else self.kept / f"epoch-{epoch.epoch}"
+    def report(self, epochs: Sequence[Epoch], checkpoint: Path | None) -> None:
+        assert [epoch.epoch for epoch in epochs] == list(range(1, len(epochs) + 1))
+        self.epochs.append(epochs[-1])
+        folder = None if checkpoint is None else self.kept / f"epoch-{len(epochs)}"
         if checkpoint is not None and folder is not None:
             shutil.copytree(checkpoint, folder)
         self.checkpoints.append(folder)
@@ -109,13 +114,33 @@ def job(few_digits: Path) -> TrainJob:
         training=training,
         num_classes=10,
         noise=NOISES["gaussian"],
-        gamma=1.0,
         threads=1,
     )
 
 
 def changed(job: TrainJob, **settings: Any) -> TrainJob:
     return dataclasses.replace(job, training=job.training.model_copy(update=settings))
+
+
+#: Each method under each noise it knows.
+METHODS = [
+    *((method, kind) for method in ("clean", "madry", "trades", "alp") for kind in ("gaussian",)),
+    *((method, kind) for method in ("gaussian", "stn") for kind in NOISES),
+]
+
+
+def by(job: TrainJob, method: str, **settings: Any) -> TrainJob:
+    """The job by another method, against a small attack where it has one."""
+    attack = Attack(epsilon=0.1, steps=2) if method in ("madry", "trades", "alp") else None
+    return changed(job, method=method, attack=attack, **settings)
+
+
+def untimed(epochs: Sequence[Epoch]) -> list[Epoch]:
+    return [dataclasses.replace(epoch, wall_s=0) for epoch in epochs]
+
+
+def saved_epochs(session: Alone) -> list[Epoch]:
+    return [Epoch(**epoch) for epoch in session.state()["epochs"]]
 
 
 def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
@@ -255,7 +280,7 @@ def test_fewer_images_than_a_batch_are_one_batch(job: TrainJob, tmp_path: Path) 
 def test_two_workers_shares_together_are_the_global_batch(
     job: TrainJob, tmp_path: Path, method: str, kind: str
 ) -> None:
-    asked = changed(job, method=method, epochs=2, batch_size=7, gamma=None)
+    asked = changed(job, method=method, epochs=2, batch_size=7)
     asked = dataclasses.replace(asked, noise=NOISES[kind])
     alone = Alone(tmp_path / "alone")
     shares = [Alone(tmp_path / str(rank), rank=rank, world_size=2) for rank in range(2)]
@@ -267,6 +292,24 @@ def test_two_workers_shares_together_are_the_global_batch(
             assert (len(own), len(other)) == (4, 3)
             assert torch.equal(part[0::2], own)
             assert torch.equal(part[1::2], other)
+
+
+@pytest.mark.parametrize("method", ["madry", "trades", "alp"])
+def test_two_workers_attacks_start_where_one_workers_do(job: TrainJob, tmp_path: Path, method: str) -> None:
+    # One step: the workers of this test do not average their gradients, and so part afterwards.
+    dataset = job.training.dataset.model_copy(update={"limit": 7})
+    asked = by(job, method, epochs=1, batch_size=7, dataset=dataset)
+    alone = Alone(tmp_path / "alone")
+    shares = [Alone(tmp_path / str(rank), rank=rank, world_size=2) for rank in range(2)]
+    for session in (alone, *shares):
+        train(asked, session)
+    whole, first, second = (session.model.shown[-1] for session in (alone, *shares))
+    for rank, share in enumerate((first, second)):
+        if method != "madry":  # shown with the clean ones
+            assert torch.equal(whole[:7][rank::2], share[: len(share) // 2])
+        expected = whole[-7:][rank::2]
+        # A slope next to zero may be of either sign, by the rounding of another batch's arithmetic.
+        assert (share[-len(expected) :] - expected).abs().gt(1e-6).double().mean() < 0.01
 
 
 def test_the_mean_of_two_workers_gradients_is_the_global_batchs(job: TrainJob, tmp_path: Path) -> None:
@@ -290,6 +333,107 @@ def test_one_worker_keeps_the_checkpoints_and_all_report(job: TrainJob, tmp_path
     assert shares[1].checkpoints == [None] * 3
 
 
+# --- Figures of epochs ---------------------------------------------------------------------------------------------
+
+
+def test_an_epochs_figures_are_those_of_its_images(job: TrainJob, tmp_path: Path) -> None:
+    # One step a epoch, so that the network does not change between images.
+    asked = changed(job, method="clean", batch_size=23, validation=job.training.dataset, augment=None)
+    session = Alone(tmp_path)
+    train(asked, session)
+    assert [epoch.epoch for epoch in session.epochs] == [1, 2, 3]
+    for before, after in pairwise(range(3)):
+        network = tiny()
+        network.load_state_dict(session.state(before)["network"])
+        images = session.model.shown[0]
+        labels = torch.from_numpy(open_dataset(job.training.dataset).labels[epoch_order(5, 0, 23)])
+        with torch.no_grad():
+            logits = network(images)
+        right = float((logits.argmax(dim=1) == labels).double().mean())
+        # What an epoch ends with on held-out images is what the next one begins with on the same.
+        assert session.epochs[before].validation_clean == right
+        assert session.epochs[after].accuracy == right
+        assert session.epochs[after].loss == pytest.approx(float(nn.functional.cross_entropy(logits, labels)), abs=1e-5)
+    assert all(epoch.wall_s > 0 for epoch in session.epochs)
+    # The schedule goes up, and down.
+    rates = [epoch.learning_rate for epoch in session.epochs]
+    assert rates[0] < rates[1] > rates[2] > 0
+    assert rates[1] <= 0.01
+
+
+def test_accuracy_under_noise_is_that_of_noisy_copies(job: TrainJob, tmp_path: Path) -> None:
+    loud, quiet = GaussianNoise(sigma=100), GaussianNoise(sigma=1e-6)
+    dataset = Digits(kind="digits", split="train", limit=400)
+    for noise, session in ((loud, Alone(tmp_path / "loud")), (quiet, Alone(tmp_path / "quiet"))):
+        asked = changed(job, method="clean", dataset=dataset, validation=dataset, batch_size=20)
+        train(dataclasses.replace(asked, noise=noise), session)
+        clean, noisy = session.epochs[-1].validation_clean, session.epochs[-1].validation_noisy
+        assert clean is not None
+        assert noisy is not None
+        assert clean > 0.6
+        assert noisy == clean if noise is quiet else noisy < 0.3
+
+
+def test_one_worker_measures_and_what_it_measures_changes_nothing(job: TrainJob, tmp_path: Path) -> None:
+    sessions = [Alone(tmp_path / name, rank=rank, world_size=2) for rank, name in ((0, "0"), (1, "1"), (0, "without"))]
+    measured = changed(job, validation=job.training.dataset)
+    for session, asked in zip(sessions, (measured, measured, job), strict=True):
+        train(asked, session)
+    first, second, without = sessions
+    assert first.epochs[0].validation_noisy is not None
+    assert second.epochs[0].validation_clean is second.epochs[0].validation_noisy is None
+    assert equal(first.state()["network"], without.state()["network"])
+
+
+# --- Varied images -------------------------------------------------------------------------------------------------
+
+
+def test_shifted_and_mirrored_images_are_all_there_can_be() -> None:
+    image = torch.arange(1, 2 * 3 * 4 + 1, dtype=torch.uint8).reshape(2, 3, 4)
+    found = augmented(image.expand(2000, -1, -1, -1), Augmentation(crop=1, flip=True), np.random.default_rng(1))
+    expected = set()
+    for mirrored in (image, image.flip(2)):
+        padded = nn.functional.pad(mirrored, (1, 1, 1, 1))
+        expected |= {
+            padded[:, top : top + 3, left : left + 4].numpy().tobytes() for top in range(3) for left in range(3)
+        }
+    shown = [one.numpy().tobytes() for one in found]
+    assert len(expected) == 18
+    assert set(shown) == expected
+    # Each as often as any other: a chance of 1 in 18, five standard errors.
+    counts = np.array([shown.count(one) for one in expected])
+    assert abs(counts - 2000 / 18).max() < 5 * np.sqrt(2000 / 18)
+
+
+@pytest.mark.parametrize("settings", [Augmentation(), Augmentation(flip=True), Augmentation(crop=2)])
+def test_what_is_not_asked_for_does_not_happen(settings: Augmentation) -> None:
+    images = torch.randint(0, 255, (50, 3, 8, 8), dtype=torch.uint8)
+    found = augmented(images, settings, np.random.default_rng(2))
+    same = (found == images).all(dim=(1, 2, 3))
+    mirrored = (found == images.flip(3)).all(dim=(1, 2, 3))
+    if settings.crop:
+        assert not (mirrored & ~same).any()
+        assert not same.all()
+    else:
+        assert (same | mirrored).all()
+        assert bool(mirrored.any()) == settings.flip
+
+
+def test_varied_images_differ_by_epoch_and_are_the_same_for_any_number_of_workers(
+    job: TrainJob, tmp_path: Path
+) -> None:
+    asked = changed(job, method="clean", augment=Augmentation(crop=2, flip=True), batch_size=23, epochs=2)
+    alone = Alone(tmp_path / "alone")
+    shares = [Alone(tmp_path / str(rank), rank=rank, world_size=2) for rank in range(2)]
+    for session in (alone, *shares):
+        train(asked, session)
+    for whole, first, second in zip(*(session.model.shown for session in (alone, *shares)), strict=True):
+        assert torch.equal(whole[0::2], first)
+        assert torch.equal(whole[1::2], second)
+    first, second = ({image.numpy().tobytes() for image in shown} for shown in alone.model.shown)
+    assert not first & second
+
+
 # --- Going on after an interruption --------------------------------------------------------------------------------
 
 
@@ -305,19 +449,22 @@ def with_dropout() -> nn.Module:
     [
         ("stn", "tests.networks:tiny"),
         ("clean", "tests.networks:tiny"),
+        ("trades", "tests.networks:tiny"),
+        ("madry", "tests.workers.test_training:with_dropout"),
         ("stn", "tests.workers.test_training:with_dropout"),
     ],
 )
 def test_resumed_training_ends_with_the_weights_of_uninterrupted_training(
     job: TrainJob, tmp_path: Path, method: str, network: str, interrupted_after: int
 ) -> None:
-    asked = dataclasses.replace(changed(job, method=method, gamma=None), model=Model(name=network))
+    asked = dataclasses.replace(by(job, method), model=Model(name=network))
     straight = Alone(tmp_path / "straight")
     train(asked, straight)
     resumed = Alone(tmp_path / "resumed", restored=straight.checkpoints[interrupted_after - 1])
     train(asked, resumed)
     assert [epoch.epoch for epoch in resumed.epochs] == list(range(interrupted_after + 1, 4))
-    assert resumed.epochs == straight.epochs[interrupted_after:]
+    assert untimed(resumed.epochs) == untimed(straight.epochs[interrupted_after:])
+    assert untimed(saved_epochs(resumed)) == untimed(straight.epochs)
     assert equal(resumed.state()["network"], straight.state()["network"])
     assert not equal(straight.state()["network"], straight.state(interrupted_after - 1)["network"])
 
@@ -349,18 +496,16 @@ def test_a_checkpoint_holds_the_bare_networks_names(job: TrainJob, tmp_path: Pat
     session = Alone(tmp_path)
     train(changed(job, epochs=1), session)
     assert list(session.state()["network"]) == ["0.weight", "0.bias", "3.weight", "3.bias"]
-    assert session.state()["epoch"] == 1
+    assert [epoch["epoch"] for epoch in session.state()["epochs"]] == [1]
 
 
 # --- Learning ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("method", "kind"), [("clean", "gaussian"), *((method, kind) for method in ("gaussian", "stn") for kind in NOISES)]
-)
+@pytest.mark.parametrize(("method", "kind"), METHODS)
 def test_the_loss_on_digits_falls(job: TrainJob, tmp_path: Path, method: str, kind: str) -> None:
     session = Alone(tmp_path)
-    train(dataclasses.replace(changed(job, method=method, gamma=None), noise=NOISES[kind]), session)
+    train(dataclasses.replace(by(job, method), noise=NOISES[kind]), session)
     losses = [epoch.loss for epoch in session.epochs]
     assert losses[0] > losses[1] > losses[2] > 0
 

@@ -1,0 +1,84 @@
+"""Several jobs that differ in noise and training method, as one: what Figure 1 of the paper shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import SpecError
+from orchestrator.spec import Spec, validate
+from workers import layout
+from workers.settings import NEEDS, Method
+from workers.store import Store
+
+
+@dataclass(frozen=True)
+class Point:
+    """One of a sweep's jobs.
+
+    Attributes:
+        name: of its run, below the sweep's.
+        spec: to train, where it has a training section, and to certify.
+    """
+
+    name: str
+    spec: Spec
+
+
+def points(spec: Spec, sigmas: Sequence[float], methods: Sequence[Method] = ()) -> list[Point]:
+    """The jobs of a sweep over all pairs of method and sigma.
+
+    Args:
+        spec: what they have in common; its run is the folder that holds theirs, and its checkpoint's name is extended.
+        sigmas: of the noise, and so of training noise unless the spec sets ``training.sigma``.
+        methods: of training; none: the spec's.
+
+    Raises:
+        SpecError: the spec cannot be varied so.
+    """
+    if spec.noise.kind != "gaussian":
+        raise SpecError(f"a sweep over sigma needs gaussian noise, the spec's is {spec.noise.kind}")
+    for what, values in (("sigma", sigmas), ("method", methods)):
+        twice = next((value for value in values if list(values).count(value) > 1), None)
+        if twice is not None:
+            raise SpecError(f"a sweep over {what} needs each once, and has {twice} twice")
+    if methods and spec.training is None:
+        raise SpecError("a sweep over methods needs the spec's training section, and there is none")
+    own = () if spec.training is None else (spec.training.method,)
+    return [_point(spec, method, sigma) for method in methods or own or (None,) for sigma in sigmas]
+
+
+def check_place(store: Store) -> None:
+    """Raise SpecError where a run is already, and not a sweep's."""
+    if store.exists(layout.PLAN):
+        raise SpecError(f"{store.uri} holds a run, and a sweep keeps many below it: name another folder")
+
+
+def _point(spec: Spec, method: Method | None, sigma: float) -> Point:
+    content = spec.model_dump()
+    name = f"sigma-{sigma}" if method is None else f"{method}-sigma-{sigma}"
+    content["noise"]["sigma"] = sigma
+    content["store"]["run"] = f"{spec.store.run.rstrip('/')}/{name}"
+    if method is not None:
+        content["training"] = _training(content["training"], method)
+        content["model"]["checkpoint"] = _checkpoint(spec, method, name)
+    return Point(name, validate(content, f"sweep, {name}"))
+
+
+def _training(section: dict[str, Any], method: Method) -> dict[str, Any]:
+    """The section for another method: what that has no use for is left out."""
+    without = {key for key, methods in NEEDS.items() if method not in methods}
+    return {**{key: value for key, value in section.items() if key not in without}, "method": method}
+
+
+def _checkpoint(spec: Spec, method: Method, name: str) -> Path | str:
+    """A checkpoint of its own for each network; one where sigma plays no part in training."""
+    checkpoint, training = spec.model.checkpoint, spec.training
+    if checkpoint is None or training is None:
+        raise SpecError("model.checkpoint is missing: a sweep writes the networks' weights beside it")
+    own = name if method in NEEDS["sigma"] and training.sigma is None else method
+    stem, dot, suffix = str(checkpoint).rpartition(".")
+    varied = f"{stem}-{own}{dot}{suffix}" if dot and "/" not in suffix else f"{checkpoint}-{own}"
+    return varied if isinstance(checkpoint, str) else Path(varied)
