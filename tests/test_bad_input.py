@@ -197,7 +197,7 @@ NETWORKS = [
     Bad(
         "an unknown network",
         f"{WEIGHTS} --set model.name=resnet5O",
-        "no network 'resnet5O', did you mean 'resnet50'?; valid: mnist, cifar10, a torchvision.models name, or package",
+        "no network 'resnet5O', did you mean 'resnet50'?; valid: mnist, cifar10, cifar_resnet20, cifar",
         saved("w.pt", lambda: tiny().state_dict()),
     ),
     Bad(

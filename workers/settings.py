@@ -113,7 +113,10 @@ class Normalization(Section):
 class Model(Section):
     """The network that votes."""
 
-    name: str = Field(description="mnist, cifar10, a torchvision.models name, or package.module:callable")
+    name: str = Field(
+        description="mnist, cifar10 (the paper's), cifar_resnet20, cifar_resnet110, a torchvision.models name, or "
+        "package.module:callable"
+    )
     checkpoint: Place | None = Field(None, description="weights to load; `stn train` writes them here")
     normalization: Normalization | None = None
     num_classes: Annotated[int, Field(ge=2)] | None = Field(None, description="default: the data set's")

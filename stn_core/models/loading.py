@@ -15,18 +15,23 @@ import torch
 import torchvision
 from torch import nn
 
-from stn_core.models import paper
+from stn_core.models import paper, resnet
 from stn_core.naming import did_you_mean, one_line
 
-_PAPER: dict[str, Callable[[int], nn.Module]] = {"mnist": paper.mnist, "cifar10": paper.cifar10}
+_OWN: dict[str, Callable[[int], nn.Module]] = {
+    "mnist": paper.mnist,
+    "cifar10": paper.cifar10,
+    "cifar_resnet20": resnet.cifar_resnet20,
+    "cifar_resnet110": resnet.cifar_resnet110,
+}
 
 
 def build_network(name: str, num_classes: int) -> nn.Module:
     """An untrained network.
 
     Args:
-        name: "mnist" or "cifar10" (the paper's), a ``torchvision.models`` name, or "package.module:callable", called
-            without arguments.
+        name: "mnist" or "cifar10" (the paper's), "cifar_resnet20" or "cifar_resnet110", a ``torchvision.models`` name,
+            or "package.module:callable", called without arguments.
         num_classes: outputs of a named network; an imported one decides for itself.
 
     Raises:
@@ -34,14 +39,14 @@ def build_network(name: str, num_classes: int) -> nn.Module:
     """
     if ":" in name:
         return _import_network(name)
-    if name in _PAPER:
-        return _PAPER[name](num_classes)
+    if name in _OWN:
+        return _OWN[name](num_classes)
     known = torchvision.models.list_models()
     if name in known:
         network: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
         return network
     raise ValueError(
-        f"no network {name!r}{did_you_mean(name, [*_PAPER, *known])}; valid: {', '.join(_PAPER)}, "
+        f"no network {name!r}{did_you_mean(name, [*_OWN, *known])}; valid: {', '.join(_OWN)}, "
         "a torchvision.models name, or package.module:callable"
     )
 
