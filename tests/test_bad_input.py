@@ -560,6 +560,13 @@ VIEWS = [
     ),
     Bad("a sweep into a run", "sweep job.yaml --sigma 0.1", "run holds a run, and a sweep keeps many below it: name"),
     Bad("a sweep of no training", "sweep job.yaml --run new --sigma 0.1 --method stn", "needs the spec's training"),
+    Bad(
+        "the paper's table of another network",
+        "paper table1 job.yaml --run new",
+        "Table 1 is about the paper's networks, mnist and cifar10, not 'tests.networks:tiny'",
+    ),
+    Bad("an unknown table", "paper table2 job.yaml", "No such command 'table2'"),
+    Bad("a figure of no training", "paper figure1 job.yaml --run new --sigma 0.1", "needs the spec's training section"),
     Bad("an examination of half a spec", "doctor --run run", "--run and --set go with a SPEC"),
 ]
 

@@ -7,7 +7,7 @@ RUN/failed/shard-000042.json                why a shard was given up in the last
 RUN/certificates.parquet, curves.parquet    views of a complete run's votes
 RUN/partial/...                             the same views while the run is incomplete
 RUN/training.parquet                        the epochs of the network's training, where `stn train` trained it
-RUN/report.html, curves.png                 for people
+RUN/report.html, curves.png                 for people; also beside a sweep's runs, as figure1.png and table1.csv
 RUN/drivers/HOST-PID-….json                 drivers at work, each refreshing its own
 RUN/.probe/...                              objects of no meaning, written to see what a store can do
 """
@@ -28,6 +28,8 @@ CURVES = "curves.parquet"
 TRAINING = "training.parquet"
 REPORT = "report.html"
 FIGURE = "curves.png"
+FIGURE_1 = "figure1.png"
+TABLE_1 = "table1.csv"
 
 _SHARD = re.compile(r"counts/round=0/shard-(\d{6,})\.parquet")
 _RETRY = re.compile(r"counts/round=0/shard-(\d{6,})\.retry-(\d{6,})\.parquet")

@@ -9,6 +9,7 @@ import sys
 import click
 
 from orchestrator.cli.job import certify, plan, sweep, train
+from orchestrator.cli.paper import paper
 from orchestrator.cli.results import reduce, report, status
 from orchestrator.cli.shell import Commands
 from orchestrator.cli.upkeep import doctor, gc, verify
@@ -37,5 +38,5 @@ def main(verbose: bool) -> None:
         logging.getLogger(name).setLevel(logging.INFO)
 
 
-for _command in (train, plan, certify, sweep, status, reduce, report, gc, doctor, verify):
+for _command in (train, plan, certify, sweep, paper, status, reduce, report, gc, doctor, verify):
     main.add_command(_command)

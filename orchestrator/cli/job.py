@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -27,6 +28,7 @@ from orchestrator.errors import SpecError
 from orchestrator.progress import meter, time_text
 from stn_core.naming import pick
 from workers.settings import Method
+from workers.store import Store
 
 
 @click.command()
@@ -186,11 +188,31 @@ def certify(
     return EXIT_INCOMPLETE
 
 
+def carry_out(jobs: Sequence[Any], target: Store) -> bool:
+    """Train, where they have a training section, and certify the points of a sweep; whether all are complete."""
+    from orchestrator.certify import certify_run
+    from orchestrator.sweep import check_place
+
+    check_place(target)
+    complete = True
+    for number, job in enumerate(jobs, 1):
+        say(f"{number} of {len(jobs)}: {job.name}")
+        if job.spec.training is not None:
+            _train(job.spec)
+        complete = certify_run(job.spec).complete and complete
+    return complete
+
+
 def _sigmas(_: click.Context, parameter: click.Parameter, value: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in value.split(","))
     except ValueError:
         raise click.BadParameter(f"expected numbers separated by commas, got {value!r}") from None
+
+
+sigma_option = click.option(
+    "--sigma", "sigmas", required=True, callback=_sigmas, metavar="S,S,…", help="Noise of each run."
+)
 
 
 def _methods(_: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
@@ -203,7 +225,7 @@ def _methods(_: click.Context, parameter: click.Parameter, value: str | None) ->
 
 @click.command()
 @spec_argument
-@click.option("--sigma", "sigmas", required=True, callback=_sigmas, metavar="S,S,…", help="Noise of each run.")
+@sigma_option
 @click.option("--method", "methods", callback=_methods, metavar="M,M,…", help="Of training. Default: the spec's.")
 @run_option
 @set_option
@@ -226,20 +248,13 @@ def sweep(
 
     Example: stn sweep examples/demo.yaml --sigma 0.3,0.5,0.7 --method stn,gaussian --run runs/sweep
     """
-    from orchestrator.certify import certify_run
     from orchestrator.report import publish
-    from orchestrator.sweep import check_place, points
+    from orchestrator.sweep import points
     from workers import layout
 
     loaded = load(spec, overrides, run, limit)
     jobs, target = points(loaded, sigmas, methods), loaded.store.open()
-    check_place(target)
-    complete = True
-    for number, job in enumerate(jobs, 1):
-        say(f"{number} of {len(jobs)}: {job.name}")
-        if job.spec.training is not None:
-            _train(job.spec)
-        complete = certify_run(job.spec).complete and complete
+    complete = carry_out(jobs, target)
     runs = publish([job.spec.store.open() for job in jobs], target)
     written = [f"{target.uri}/{name}" for name in (layout.FIGURE, layout.REPORT)]
     if as_json:

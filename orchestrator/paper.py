@@ -1,0 +1,226 @@
+"""The paper's own comparisons: which jobs they need, and what is read off their runs."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pyarrow as pa
+from matplotlib.figure import Figure
+from pyarrow import csv
+
+from orchestrator.envelope import envelopes
+from orchestrator.errors import SpecError
+from orchestrator.report import load_steps
+from orchestrator.reported import ReportedRun, load_run
+from orchestrator.runs import counted_shards, read_votes
+from orchestrator.spec import Spec, validate
+from orchestrator.sweep import Point, points
+from orchestrator.tables import Line
+from stn_core.certificates import CERTIFICATES
+from stn_core.curves import certified_correct
+from stn_core.sison_glaz import sison_glaz
+from workers.settings import Method
+from workers.store import Store
+
+#: The paper's number of draws.
+PAPER_DRAWS = 100
+
+#: The methods of Figure 1: the paper's, and its ablation.
+METHODS: tuple[Method, ...] = ("stn", "gaussian")
+
+_METHOD_NAMES = {"stn": "STN", "gaussian": "without stability training"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of Table 1.
+
+    Attributes:
+        name: the method's.
+        source: "ours", or whose figures they are.
+        certificate: and what is special about its interval.
+        draws: n; None where it does not apply or is not stated.
+        certified: certified accuracy at the table's radius, a fraction.
+        guaranteed: at least that fraction is truly certified, see docs/statistics.md; None where nothing is guaranteed.
+        natural: accuracy without perturbation, a fraction; of the majority of votes where there are votes.
+    """
+
+    name: str
+    source: str
+    certificate: str
+    draws: int | None
+    certified: float
+    guaranteed: float | None
+    natural: float
+
+
+@dataclass(frozen=True)
+class Literature:
+    """What Table 1 is about for one data set.
+
+    Attributes:
+        radius: L2, in [0, 1] pixel units.
+        rows: the figures that it prints.
+    """
+
+    radius: float
+    rows: tuple[Row, ...]
+
+
+_WONG = "Wong et al. 2018, as the paper quotes it"
+
+
+def _literature(
+    radius: float, single: tuple[float, float], cascade: tuple[float, float], stn: tuple[float, float]
+) -> Literature:
+    return Literature(
+        radius,
+        (
+            Row("linear program, single", _WONG, "dual of a linear program", None, single[0], None, single[1]),
+            Row("linear program, cascade", _WONG, "dual of a linear program", None, cascade[0], None, cascade[1]),
+            Row("STN", "the paper", "renyi", PAPER_DRAWS, stn[0], None, stn[1]),
+        ),
+    )
+
+
+#: By the name of the paper's network.
+TABLE_1 = {
+    "mnist": _literature(1.58, (0.435, 0.882), (0.746, 0.814), (0.690, 0.989)),
+    "cifar10": _literature(36 / 255, (0.530, 0.612), (0.587, 0.688), (0.656, 0.805)),
+}
+
+
+def table1_jobs(spec: Spec) -> list[Point]:
+    """The jobs of Table 1: each method at the paper's number of draws and at the spec's.
+
+    Raises:
+        SpecError: the table is not about that.
+    """
+    if spec.model.name not in TABLE_1:
+        raise SpecError(f"Table 1 is about the paper's networks, {' and '.join(TABLE_1)}, not {spec.model.name!r}")
+    if spec.noise.kind != "gaussian":
+        raise SpecError(f"Table 1 is about gaussian noise, not {spec.noise.kind}")
+    certificates = ("renyi", "neyman_pearson_two_class", "pixeldp")
+    radii = (0.0, TABLE_1[spec.model.name].radius)
+    asked = spec.model_copy(update={"certificates": certificates, "radii": radii})
+    jobs = []
+    for point in points(asked, [spec.noise.sigma], METHODS):
+        for draws in dict.fromkeys((PAPER_DRAWS, spec.sampling.draws)):
+            content = point.spec.model_dump()
+            name = f"{point.name}-n-{draws}"
+            content["sampling"]["draws"] = draws
+            content["store"]["run"] = f"{spec.store.run.rstrip('/')}/{name}"
+            jobs.append(Point(name, validate(content, f"Table 1, {name}")))
+    return jobs
+
+
+def table1(stores: Sequence[Store]) -> list[Row]:
+    """The rows of Table 1, the literature's first, from the runs of ``table1_jobs``. Raises RunError."""
+    runs = [load_run(store) for store in stores]
+    known = TABLE_1[runs[0].plan.spec.model.name]
+    rows = list(known.rows)
+    for store, run in zip(stores, runs, strict=True):
+        rows += [_row(run, line) for line in run.lines]
+        if run.plan.spec.sampling.draws == PAPER_DRAWS:
+            rows.append(_authors_row(store, run, known.radius))
+    return rows
+
+
+def _row(run: ReportedRun, line: Line) -> Row:
+    last = run.lines[line].to_pylist()[-1]
+    draws, summary = run.plan.spec.sampling.draws, run.reduced.summary
+    natural = summary.majority_correct / summary.images
+    certificate = line.certificate if line.protocol == "paper" else f"{line.certificate}, {line.protocol}"
+    return Row(
+        _method(run), "ours", certificate, draws, last["certified_accuracy"], last["guaranteed_accuracy"], natural
+    )
+
+
+def _authors_row(store: Store, run: ReportedRun, radius: float) -> Row:
+    """The paper's certificate by the interval of the authors' script: to explain its figures, and unsound."""
+    spec, plan = run.plan.spec, run.plan
+    assert spec.noise.kind == "gaussian"
+    certified = 0
+    for rows in read_votes(store, plan, counted_shards(store, plan)):
+        votes, labels = rows.estimation[rows.usable], rows.labels[rows.usable]
+        voted = votes.any(axis=1)
+        lower, upper = sison_glaz(votes[voted], run.reduced.view.alpha)
+        order = np.argsort(-votes[voted], axis=1, kind="stable")[:, :2]
+        p1 = np.take_along_axis(lower, order[:, :1], axis=1)[:, 0]
+        p2 = np.minimum(np.take_along_axis(upper, order[:, 1:], axis=1)[:, 0], 1 - p1)
+        found = np.zeros(len(p1))
+        decided = p1 > p2
+        found[decided] = CERTIFICATES["renyi"].radius(p1[decided], p2[decided], spec.noise.sigma)
+        correct = decided & (order[:, 0] == labels[voted])
+        certified += int(certified_correct(found, correct, [radius])[0])
+    summary = run.reduced.summary
+    return Row(
+        _method(run),
+        "ours",
+        "renyi by the authors' Sison-Glaz interval: UNSOUND",
+        PAPER_DRAWS,
+        certified / summary.images,
+        None,
+        summary.majority_correct / summary.images,
+    )
+
+
+def _method(run: ReportedRun) -> str:
+    training = run.plan.spec.training
+    return "?" if training is None else _METHOD_NAMES.get(training.method, training.method)
+
+
+def rows_csv(rows: Sequence[Row]) -> bytes:
+    """The table for other programs."""
+    sink = io.BytesIO()
+    csv.write_csv(pa.Table.from_pylist([asdict(row) for row in rows]), sink)
+    return sink.getvalue()
+
+
+def figure1_png(stores: Sequence[Store]) -> bytes:
+    """Figure 1 from the runs of a sweep over sigma by both methods: STN in full lines, its ablation dashed, PixelDP at
+    the best of all, and at each radius the best sigma, which is selection. Raises RunError."""
+    runs = [load_run(store) for store in stores]
+    figure = Figure(figsize=(8, 5.5), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    sigmas = sorted({_sigma(run) for run in runs})
+    for store, run in zip(stores, runs, strict=True):
+        sigma, stn = _sigma(run), run.plan.spec.training is not None and run.plan.spec.training.method == "stn"
+        curve = load_steps(store, run)[Line("renyi", "paper")]
+        axes.step(
+            curve.radius,
+            curve.accuracy,
+            where="pre",
+            color=f"C{sigmas.index(sigma)}",
+            linestyle="-" if stn else "--",
+            label=f"{_method(run)}, sigma = {sigma:g}" + ("" if run.reduced.summary.complete else " (INCOMPLETE)"),
+        )
+    for best in envelopes(runs):
+        style = {"pixeldp": ("tab:green", "PixelDP at its best"), "renyi": ("black", "best of all")}
+        if best.line.certificate in style:
+            color, name = style[best.line.certificate]
+            axes.plot(
+                [point.radius for point in best.points],
+                [point.certified_accuracy for point in best.points],
+                color=color,
+                linestyle=":",
+                label=f"{name} (selection)",
+            )
+    axes.set_xlabel("L2 radius (pixels in [0, 1])")
+    axes.set_ylabel("certified accuracy")
+    axes.set_ylim(0, 1)
+    axes.set_xlim(left=0)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    sink = io.BytesIO()
+    figure.savefig(sink, format="png")
+    return sink.getvalue()
+
+
+def _sigma(run: ReportedRun) -> float:
+    noise = run.plan.spec.noise
+    assert noise.kind == "gaussian"
+    return noise.sigma

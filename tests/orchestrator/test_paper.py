@@ -1,0 +1,152 @@
+"""The paper's comparisons without Ray: which jobs, and that rows and curves are those of their runs."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.csv as csv
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from orchestrator.certify import certify_run
+from orchestrator.cli import main
+from orchestrator.errors import SpecError
+from orchestrator.paper import TABLE_1, table1_jobs
+from orchestrator.report import percent
+from orchestrator.runs import read_plan, read_votes
+from orchestrator.spec import Spec, validate
+from stn_core.certificates import CERTIFICATES
+from stn_core.sison_glaz import sison_glaz
+from tests.networks import tiny
+from tests.orchestrator.inline import fit_inline, hire_inline, no_cluster
+from tests.orchestrator.runs import mnist_spec
+from workers.store import open_store
+
+
+@pytest.fixture
+def content(few_digits: Path, tmp_path: Path) -> dict[str, Any]:
+    """The table in small: few digits, few epochs."""
+    return mnist_spec(
+        few_digits,
+        model={"name": "mnist", "checkpoint": str(tmp_path / "model.pt")},
+        noise={"sigma": 1.5},
+        sampling={"draws": 200, "seed": 1},
+        store={"run": str(tmp_path / "out")},
+        training={
+            "epochs": 2,
+            "batch_size": 5,
+            "precision": "float32",
+            "dataset": {"kind": "mnist", "path": str(few_digits), "split": "train"},
+        },
+    )
+
+
+@pytest.fixture(autouse=True)
+def _inline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work is done in this process, by a network that is quicker than the paper's and knows its digits no worse."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("stn_core.models.loading._OWN", {"mnist": lambda classes: tiny()})
+    monkeypatch.setattr("orchestrator.train.fit", fit_inline)
+    monkeypatch.setattr("orchestrator.train.cluster", no_cluster)
+    monkeypatch.setattr("orchestrator.certify.certify_run", functools.partial(certify_run, hire=hire_inline))
+
+
+def spec(content: dict[str, Any], **sections: Any) -> Spec:
+    return validate({**content, **sections}, "spec")
+
+
+def stn(content: dict[str, Any], *arguments: str) -> Result:
+    Path("job.yaml").write_text(yaml.safe_dump(content))
+    return CliRunner().invoke(main, ["paper", arguments[0], "job.yaml", *arguments[1:]])
+
+
+def test_table_1_has_both_methods_at_both_numbers_of_draws(content: dict[str, Any]) -> None:
+    jobs = table1_jobs(spec(content))
+    assert [job.name for job in jobs] == [
+        "stn-sigma-1.5-n-100",
+        "stn-sigma-1.5-n-200",
+        "gaussian-sigma-1.5-n-100",
+        "gaussian-sigma-1.5-n-200",
+    ]
+    assert len({job.spec.model.checkpoint for job in jobs}) == 2
+    assert all(job.spec.radii == (0.0, 1.58) for job in jobs)
+    assert len(table1_jobs(spec(content, sampling={"draws": 100}))) == 2
+
+
+@pytest.mark.parametrize(
+    ("sections", "says"),
+    [
+        ({"model": {"name": "tests.networks:tiny"}}, "about the paper's networks, mnist and cifar10, not 'tests.netw"),
+        ({"noise": {"kind": "laplace", "scale": 1}}, "about gaussian noise, not laplace"),
+    ],
+)
+def test_table_1_is_about_nothing_else(content: dict[str, Any], sections: dict[str, Any], says: str) -> None:
+    with pytest.raises(SpecError, match=says):
+        table1_jobs(spec(content, **sections))
+
+
+def test_the_papers_own_figures_are_shown_as_printed() -> None:
+    shown = {
+        name: [(percent(row.certified), percent(row.natural)) for row in table.rows] for name, table in TABLE_1.items()
+    }
+    # Li et al. 2019, Table 1.
+    assert shown == {
+        "mnist": [("43.5 %", "88.2 %"), ("74.6 %", "81.4 %"), ("69.0 %", "98.9 %")],
+        "cifar10": [("53.0 %", "61.2 %"), ("58.7 %", "68.8 %"), ("65.6 %", "80.5 %")],
+    }
+    assert all(row.source != "ours" and row.guaranteed is None for table in TABLE_1.values() for row in table.rows)
+    assert [table.radius * unit for table, unit in zip(TABLE_1.values(), (1, 255), strict=True)] == [1.58, 36]
+
+
+def test_table_1_is_read_off_the_runs(content: dict[str, Any], tmp_path: Path) -> None:
+    result = stn(content, "table1")
+    assert result.exit_code == 0, result.output
+    assert "69.0 %" in result.stdout
+    assert "UNSOUND" in result.stdout
+    rows = csv.read_csv(tmp_path / "out" / "table1.csv").to_pylist()
+    assert [row["source"] == "ours" for row in rows] == [False] * 3 + [True] * 14
+    by_name = {(row["name"], row["certificate"], row["draws"]): row for row in rows if row["source"] == "ours"}
+    assert len(by_name) == 14
+    for method, name in (("stn", "STN"), ("gaussian", "without stability training")):
+        for draws in (100, 200):
+            store = open_store(str(tmp_path / "out" / f"{method}-sigma-1.5-n-{draws}"))
+            plan = read_plan(store)
+            (votes,) = read_votes(store, plan, range(plan.shards))
+            natural = float((votes.estimation.argmax(axis=1) == votes.labels).mean())
+            for certificate in ("renyi", "neyman_pearson_two_class", "pixeldp"):
+                row = by_name[name, certificate, draws]
+                assert row["natural"] == pytest.approx(natural)
+                assert row["guaranteed"] <= row["certified"] <= natural
+            if draws == 100:
+                lower, upper = sison_glaz(votes.estimation, 0.05)
+                certified = 0
+                for image, label in enumerate(votes.labels):
+                    p1 = lower[image, label]
+                    p2 = min(1 - p1, np.delete(upper[image], label).max())
+                    if votes.estimation[image].argmax() == label and p1 > p2:
+                        radius = CERTIFICATES["renyi"].radius(np.array([p1]), np.array([p2]), 1.5)
+                        certified += bool(radius[0] >= 1.58)
+                (unsound,) = [row for key, row in by_name.items() if key[0] == name and "UNSOUND" in key[1]]
+                assert unsound["certified"] == pytest.approx(certified / 20)
+                assert unsound["guaranteed"] is None
+                assert unsound["certified"] >= by_name[name, "renyi", 100]["certified"]
+
+    again = stn(content, "table1", "--json")
+    assert again.exit_code == 0
+    assert json.loads(again.stdout)["rows"][0]["name"] == "linear program, single"
+
+
+def test_figure_1_shows_every_sigma_by_both_methods(content: dict[str, Any], tmp_path: Path) -> None:
+    result = stn({**content, "sampling": {"draws": 20}}, "figure1", "--sigma", "0.2,0.4")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "out" / "figure1.png").read_bytes().startswith(b"\x89PNG")
+    html = (tmp_path / "out" / "report.html").read_text()
+    for name in ("stn-sigma-0.2", "stn-sigma-0.4", "gaussian-sigma-0.2", "gaussian-sigma-0.4"):
+        assert f"<h2>{name}</h2>" in html
+    assert "Best of 4 runs at each radius: pixeldp, paper" in html
+    assert "(selection)" in html
