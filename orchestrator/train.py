@@ -100,7 +100,7 @@ def train_model(spec: Spec, *, observe: Callable[[Epoch], None]) -> Trained:
 
 
 #: Settings that came later. Checkpoints trained before, without them, stay known by the others.
-_LATER = ("augment", "attack", "optimizer")
+_LATER = ("augment", "attack", "gamma_warmup", "optimizer")
 
 
 def _settings(training: Training) -> dict[str, Any]:

@@ -268,6 +268,7 @@ GAMMAS: dict[Method, float] = {"stn": 1.0, "trades": 6.0, "alp": 0.5}
 #: What only some methods have a use for.
 NEEDS: dict[str, tuple[Method, ...]] = {
     "gamma": ("alp", "stn", "trades"),
+    "gamma_warmup": ("alp", "stn", "trades"),
     "sigma": ("gaussian", "stn"),
     "attack": ("alp", "madry", "trades"),
 }
@@ -286,6 +287,9 @@ class Training(Section):
     gamma: Annotated[FiniteFloat, Field(ge=0)] | None = Field(
         None, description="weight of the regulariser of stn (default 1), trades (6) and alp (0.5)"
     )
+    gamma_warmup: Annotated[FiniteFloat, Field(ge=0)] = Field(
+        0.0, description="epochs in which that weight rises from 0: a large one at once may silence the network"
+    )
     attack: Attack | None = Field(None, description="whom madry, trades and alp train against")
     epochs: PositiveInt = 10
     batch_size: PositiveInt = Field(128, description="images per step, over all workers")
@@ -302,7 +306,7 @@ class Training(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> Training:
         for key, methods in NEEDS.items():
-            if getattr(self, key) is not None and self.method not in methods:
+            if getattr(self, key) != type(self).model_fields[key].default and self.method not in methods:
                 raise ValueError(
                     f"{key} belongs to methods {', '.join(methods[:-1])} and {methods[-1]}, and method {self.method} "
                     "has none: remove it"
@@ -318,11 +322,12 @@ class Training(Section):
         """Of the method's regulariser; 1 where there is none."""
         return self.gamma if self.gamma is not None else GAMMAS.get(self.method, 1.0)
 
-    def loss(self) -> Loss:
-        """The method's."""
+    def loss(self, epochs: float) -> Loss:
+        """The method's, after so many epochs."""
+        weight = self.weight * min(1.0, epochs / self.gamma_warmup) if self.gamma_warmup else self.weight
         match self.method:
             case "stn":
-                return losses.Stability(self.weight)
+                return losses.Stability(weight)
             case "gaussian":
                 return losses.Gaussian()
             case "clean":
@@ -333,6 +338,6 @@ class Training(Section):
             case "madry":
                 return losses.Madry(attack)
             case "trades":
-                return losses.Trades(self.weight, attack)
+                return losses.Trades(weight, attack)
             case "alp":
-                return losses.LogitPairing(self.weight, attack)
+                return losses.LogitPairing(weight, attack)

@@ -107,7 +107,7 @@ def train(job: TrainJob, session: Session) -> None:
     validation = None if measured is None else _load("training.validation", measured, job.storage)
     steps = max(1, len(pixels) // settings.batch_size)
 
-    noise, loss_of = job.noise.build(), settings.loss()
+    noise = job.noise.build()
     torch.manual_seed(settings.seed)
     bare = load_model(job.model.model_copy(update={"checkpoint": None}), job.num_classes)
     restored = session.restored()
@@ -137,7 +137,7 @@ def train(job: TrainJob, session: Session) -> None:
             rows = order[step * settings.batch_size : (step + 1) * settings.batch_size]
             batch = _share(job, noise, session, pixels[rows], labels[rows], (number, step))
             with autocast:
-                loss, logits = loss_of(model, batch)
+                loss, logits = settings.loss(number + step / steps)(model, batch)
             optimizer.zero_grad()
             # Shares may differ by an image: so weighted, the mean over workers is the mean over the global batch.
             (loss * (len(batch.clean) * session.world_size / len(rows))).backward()

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from stn_core.training import losses
 from tests.networks import tiny
 from tests.workers.samples import encoded, noise_image, write_mnist, write_parquet
 from workers.images import DatasetError, ImageSet, open_dataset
@@ -258,6 +259,19 @@ def test_stability_training_shows_clean_and_noisy_images_at_once(job: TrainJob, 
         first, second = pair.chunk(2)
         assert torch.equal(first, image)
         torch.testing.assert_close(second, drawn(NOISES[kind], image, step), rtol=0, atol=1e-6)
+
+
+def test_the_regularisers_weight_rises_from_nothing(job: TrainJob, tmp_path: Path) -> None:
+    training = job.training.model_copy(update={"gamma": 4.0, "gamma_warmup": 2.0})
+    weights = [training.loss(epochs) for epochs in (0, 0.5, 1, 2, 3)]
+    assert weights == [losses.Stability(gamma) for gamma in (0, 1, 2, 4, 4)]
+    # 23 images in batches of 8 are two steps an epoch: the first is by the label alone.
+    asked = changed(job, gamma=4.0, gamma_warmup=1e9, epochs=1)
+    session, plain = Alone(tmp_path / "warming"), Alone(tmp_path / "plain")
+    train(asked, session)
+    train(changed(job, gamma=0.0, epochs=1), plain)
+    for found, expected in zip(session.gradients(), plain.gradients(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_every_and_limit_choose_the_training_images(job: TrainJob, digits: ImageSet, tmp_path: Path) -> None:
