@@ -90,7 +90,7 @@ def figure1(
     from orchestrator.report import publish
     from orchestrator.sweep import points
 
-    loaded = load(spec, (*overrides, "certificates=[renyi, pixeldp]", "confidence.protocol=paper"), run, limit)
+    loaded = load(spec, (*overrides, "certificates=[renyi, pixeldp]"), run, limit)
     jobs, target = points(loaded, sigmas, METHODS), loaded.store.open()
     complete = carry_out(jobs, target)
     stores = [job.spec.store.open() for job in jobs]

@@ -36,6 +36,7 @@ def content(few_digits: Path, tmp_path: Path) -> dict[str, Any]:
         model={"name": "mnist", "checkpoint": str(tmp_path / "model.pt")},
         noise={"sigma": 1.5},
         sampling={"draws": 200, "seed": 1},
+        confidence={"protocol": "label"},
         store={"run": str(tmp_path / "out")},
         training={
             "epochs": 2,
@@ -119,7 +120,7 @@ def test_table_1_is_read_off_the_runs(content: dict[str, Any], tmp_path: Path) -
             (votes,) = read_votes(store, plan, range(plan.shards))
             natural = float((votes.estimation.argmax(axis=1) == votes.labels).mean())
             for certificate in ("renyi", "neyman_pearson_two_class", "pixeldp"):
-                row = by_name[name, certificate, draws]
+                row = by_name[name, f"{certificate}, label", draws]
                 assert row["natural"] == pytest.approx(natural)
                 assert row["guaranteed"] <= row["certified"] <= natural
             if draws == 100:
@@ -134,7 +135,7 @@ def test_table_1_is_read_off_the_runs(content: dict[str, Any], tmp_path: Path) -
                 (unsound,) = [row for key, row in by_name.items() if key[0] == name and "UNSOUND" in key[1]]
                 assert unsound["certified"] == pytest.approx(certified / 20)
                 assert unsound["guaranteed"] is None
-                assert unsound["certified"] >= by_name[name, "renyi", 100]["certified"]
+                assert unsound["certified"] >= by_name[name, "renyi, label", 100]["certified"]
 
     again = stn(content, "table1", "--json")
     assert again.exit_code == 0
@@ -148,5 +149,5 @@ def test_figure_1_shows_every_sigma_by_both_methods(content: dict[str, Any], tmp
     html = (tmp_path / "out" / "report.html").read_text()
     for name in ("stn-sigma-0.2", "stn-sigma-0.4", "gaussian-sigma-0.2", "gaussian-sigma-0.4"):
         assert f"<h2>{name}</h2>" in html
-    assert "Best of 4 runs at each radius: pixeldp, paper" in html
+    assert "Best of 4 runs at each radius: pixeldp, label" in html
     assert "(selection)" in html
