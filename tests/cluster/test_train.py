@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 import uuid
 from pathlib import Path
@@ -18,7 +19,6 @@ from tests.workers.samples import write_mnist
 from workers.images import open_dataset
 from workers.settings import Digits
 from workers.store import LocalStore, S3Options, Store, open_store
-from workers.training import STATE
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
@@ -66,7 +66,12 @@ def killed_and_resumed(spec: Path, store: Store) -> subprocess.CompletedProcess[
     process = start("train", spec)
 
     def has_checkpoint() -> bool:
-        return any(found.key.endswith(STATE) for found in store.list("training/"))
+        """Ray Train knows of one: files are there a moment before."""
+        snapshots = [found.key for found in store.list("training/") if found.key.endswith("manager_snapshot.json")]
+        try:
+            return any(json.loads(store.read(key))["checkpoint_results"] for key in snapshots)
+        except ValueError:  # half written
+            return False
 
     wait_for(lambda: has_checkpoint() or process.poll() is not None, "checkpoint", 120)
     assert process.poll() is None, process.communicate()[1]
