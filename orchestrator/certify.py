@@ -23,7 +23,7 @@ from orchestrator.spec import Resources, Spec
 from orchestrator.tables import Reduced, View, published
 from workers import layout
 from workers.counting import CountJob
-from workers.store import Store
+from workers.store import Store, StoreError
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +133,10 @@ def _settle(store: Store, plan: Plan) -> Plan:
 def _keep_training(store: Store, spec: Spec) -> None:
     """Copy the figures of the network's training into the run, which may outlive the checkpoint."""
     if spec.model.checkpoint is not None and not store.exists(layout.TRAINING):
-        content = epochs.of_checkpoint(spec.model.checkpoint, spec.store.options)
+        try:
+            content = epochs.of_checkpoint(spec.model.checkpoint, spec.store.options)
+        except StoreError:  # who may read a checkpoint need not be able to see what is beside it
+            return
         if content is not None:
             store.create(layout.TRAINING, content)
 

@@ -21,6 +21,7 @@ from orchestrator.sweep import Point, points
 from orchestrator.tables import Line
 from stn_core.certificates import CERTIFICATES
 from stn_core.curves import certified_correct
+from stn_core.intervals import lower_bound
 from stn_core.sison_glaz import sison_glaz
 from workers.settings import Method
 from workers.store import Store
@@ -168,7 +169,14 @@ def _authors_row(store: Store, run: ReportedRun, radius: float) -> Row:
 
 def _method(run: ReportedRun) -> str:
     training = run.plan.spec.training
-    return "?" if training is None else _METHOD_NAMES.get(training.method, training.method)
+    name = "?" if training is None else _METHOD_NAMES.get(training.method, training.method)
+    return name if run.reduced.summary.complete else f"{name} (INCOMPLETE)"
+
+
+def largest_radius(votes: int, alpha: float) -> float:
+    """The Renyi radius at sigma 1 that a class with all of so many votes gets, by one Clopper-Pearson bound."""
+    p1_lower = lower_bound(votes, votes, alpha)
+    return float(CERTIFICATES["renyi"].unit_radius(np.atleast_1d(p1_lower), np.atleast_1d(1 - p1_lower))[0])
 
 
 def rows_csv(rows: Sequence[Row]) -> bytes:
@@ -194,7 +202,7 @@ def figure1_png(stores: Sequence[Store]) -> bytes:
             where="pre",
             color=f"C{sigmas.index(sigma)}",
             linestyle="-" if stn else "--",
-            label=f"{_method(run)}, sigma = {sigma:g}" + ("" if run.reduced.summary.complete else " (INCOMPLETE)"),
+            label=f"{_method(run)}, sigma = {sigma:g}",
         )
     for best in envelopes(runs):
         style = {"pixeldp": ("tab:green", "PixelDP at its best"), "renyi": ("black", "best of all")}

@@ -170,7 +170,7 @@ class Plan:
                     "resources": True,
                     "dataset": {"path"},
                     "model": {"checkpoint"},
-                    "training": {"dataset": {"path"}},
+                    "training": {"dataset": {"path"}, "validation": True},
                 },
             ),
             "identity": self.identity(),

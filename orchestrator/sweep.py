@@ -68,8 +68,10 @@ def _point(spec: Spec, method: Method | None, sigma: float) -> Point:
 
 
 def _training(section: dict[str, Any], method: Method) -> dict[str, Any]:
-    """The section for another method: what that has no use for is left out."""
+    """The section for a method: what that has no use for is left out, and the weight of another's regulariser."""
     without = {key for key, methods in NEEDS.items() if method not in methods}
+    if method != section["method"]:
+        without |= {"gamma"}
     return {**{key: value for key, value in section.items() if key not in without}, "method": method}
 
 

@@ -21,7 +21,7 @@ from stn_core.naming import one_line
 from workers.counting import load_model
 from workers.files import absolute, exists, parent_and_name, read_file
 from workers.images import DatasetError, ImageSet, open_dataset
-from workers.settings import Dataset, GaussianNoise, Training
+from workers.settings import NEEDS, Dataset, GaussianNoise, Noise, Training
 from workers.store import S3Options, StoreError, open_store
 from workers.training import Epoch, TrainJob
 
@@ -59,10 +59,7 @@ def train_model(spec: Spec, *, observe: Callable[[Epoch], None]) -> Trained:
     settings = {
         "model": spec.model.model_dump(mode="json", exclude={"checkpoint"}),
         "training": _settings(training),
-        # Other kinds of noise came later; checkpoints trained before stay known by sigma alone.
-        **(
-            {"sigma": job.noise.sigma} if job.noise.kind == "gaussian" else {"noise": job.noise.model_dump(mode="json")}
-        ),
+        **(_noise(job.noise) if training.method in NEEDS["sigma"] else {}),
         "gamma": training.weight,
         "dataset_sha256": fingerprint,
     }
@@ -84,7 +81,7 @@ def train_model(spec: Spec, *, observe: Callable[[Epoch], None]) -> Trained:
     with cluster(job.training.workers * job.threads + 1) as capacity:
         content = fit(
             job,
-            name=f"train-{digest[:16]}",
+            name=f"training-{digest[:16]}",  # "train-…" had states without epochs
             storage=parent / "training" if isinstance(parent, Path) else f"{parent}/training",
             gpu=capacity.gpus >= training.workers,
             observe=keep,
@@ -101,6 +98,11 @@ def train_model(spec: Spec, *, observe: Callable[[Epoch], None]) -> Trained:
 
 #: Settings that came later. Checkpoints trained before, without them, stay known by the others.
 _LATER = ("augment", "attack", "gamma_warmup", "optimizer")
+
+
+def _noise(noise: Noise) -> dict[str, Any]:
+    # Other kinds of noise came later; checkpoints trained before stay known by sigma alone.
+    return {"sigma": noise.sigma} if noise.kind == "gaussian" else {"noise": noise.model_dump(mode="json")}
 
 
 def _settings(training: Training) -> dict[str, Any]:

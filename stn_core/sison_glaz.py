@@ -29,7 +29,8 @@ def sison_glaz(counts: ArrayLike, alpha: float) -> tuple[Floats, Floats]:
     """
     votes = np.atleast_2d(np.asarray(counts, dtype=np.int64))
     distinct, inverse = np.unique(np.sort(votes, axis=1), axis=0, return_inverse=True)
-    widths = np.array([_half_width(row[row > 0], 1 - alpha) for row in distinct])[inverse.reshape(-1)]
+    found = [_half_width(row[row > 0], 1 - alpha) for row in distinct]
+    widths = np.array(found, dtype=np.float64).reshape(-1, 2)[inverse.reshape(-1)]
     trials = votes.sum(axis=1, keepdims=True)
     shares, c, delta = votes / trials, widths[:, :1] / trials, widths[:, 1:] / trials
     return np.maximum(shares - c, 0.0), np.minimum(shares + c + 2 * delta, 1.0)

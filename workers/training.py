@@ -117,7 +117,12 @@ def train(job: TrainJob, session: Session) -> None:
     model = session.prepare(bare)
     optimizer = _optimizer(settings, model)
     # One step to spare: the schedule is asked for the rate after the last step too.
-    schedule = OneCycleLR(optimizer, settings.learning_rate, total_steps=settings.epochs * steps + 1)
+    schedule = OneCycleLR(
+        optimizer,
+        settings.learning_rate,
+        total_steps=settings.epochs * steps + 1,
+        cycle_momentum=settings.optimizer != "sgd",
+    )
     if saved is not None:
         optimizer.load_state_dict(saved["optimizer"])
         schedule.load_state_dict(saved["schedule"])

@@ -199,7 +199,12 @@ def carry_out(jobs: Sequence[Any], target: Store) -> bool:
         say(f"{number} of {len(jobs)}: {job.name}")
         if job.spec.training is not None:
             _train(job.spec)
-        complete = certify_run(job.spec).complete and complete
+        result = certify_run(job.spec)
+        if not result.complete:
+            for shard, reason in result.given_up.items():
+                say(f"shard {shard} was given up: {reason}")
+            say(incomplete(result.reduced.summary))
+        complete = complete and result.complete
     return complete
 
 

@@ -82,6 +82,7 @@ def print_best(runs: Any) -> None:
 
 def print_table1(rows: Any, spec: Any) -> None:
     """Table 1 to standard output."""
+    from orchestrator.paper import PAPER_DRAWS, largest_radius
     from orchestrator.report import percent
 
     table = Table()
@@ -98,10 +99,11 @@ def print_table1(rows: Any, spec: Any) -> None:
     radius, sigma, alpha = spec.radii[-1], spec.noise.sigma, spec.confidence.alpha
     console.print(Text(f"certified accuracy at L2 radius {radius:g}, ours with sigma = {sigma:g}, alpha = {alpha:g}"))
     console.print(table)
+    most = largest_radius(PAPER_DRAWS, alpha) * sigma
     for sentence in (
         "in brackets: at least that fraction is truly certified, see docs/statistics.md; percentages are rounded down",
-        "an exact interval from n = 100 votes allows no Renyi radius above 1.535 sigma; the authors' interval does, "
-        "and is wrong far more often than it says: see docs/reproduction.md",
+        f"n = {PAPER_DRAWS} votes and a Clopper-Pearson interval allow no Renyi radius above {most:.3f}; the authors' "
+        "interval does, and is wrong far more often than it says: see docs/reproduction.md",
     ):
         console.print(sentence, highlight=False)
 

@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from orchestrator.certify import certify_run
 from orchestrator.cli import main
 from orchestrator.errors import SpecError
-from orchestrator.paper import TABLE_1, table1_jobs
+from orchestrator.paper import TABLE_1, table1, table1_jobs
 from orchestrator.report import percent
 from orchestrator.runs import read_plan, read_votes
 from orchestrator.spec import Spec, validate
@@ -25,6 +25,7 @@ from stn_core.sison_glaz import sison_glaz
 from tests.networks import tiny
 from tests.orchestrator.inline import fit_inline, hire_inline, no_cluster
 from tests.orchestrator.runs import mnist_spec
+from workers import layout
 from workers.store import open_store
 
 
@@ -140,6 +141,15 @@ def test_table_1_is_read_off_the_runs(content: dict[str, Any], tmp_path: Path) -
     again = stn(content, "table1", "--json")
     assert again.exit_code == 0
     assert json.loads(again.stdout)["rows"][0]["name"] == "linear program, single"
+
+
+def test_rows_of_an_incomplete_run_say_so(content: dict[str, Any], tmp_path: Path) -> None:
+    assert stn({**content, "sampling": {"draws": 100}}, "table1").exit_code == 0
+    places = [tmp_path / "out" / f"{method}-sigma-1.5-n-100" for method in ("stn", "gaussian")]
+    (places[0] / layout.counts(1)).unlink()
+    assert CliRunner().invoke(main, ["reduce", str(places[0])]).exit_code == 3
+    names = [row.name for row in table1([open_store(str(place)) for place in places]) if row.source == "ours"]
+    assert names == 4 * ["STN (INCOMPLETE)"] + 4 * ["without stability training"]
 
 
 def test_figure_1_shows_every_sigma_by_both_methods(content: dict[str, Any], tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_a_method_of_the_same_needs_keeps_them_and_others_get_their_own_defaults
     training = {**content["training"], "method": "trades", "attack": {"epsilon": 0.1}}
     found = points(spec(content, training=training), [0.1], ["trades", "alp", "madry", "stn", "clean"])
     sections = [job.spec.training for job in found]
-    assert [section and section.gamma for section in sections] == [2, 2, None, 2, None]
+    assert [section and section.gamma for section in sections] == [2, None, None, None, None]
     assert [section and section.attack is not None for section in sections] == [True, True, True, False, False]
     assert GAMMAS.keys() == {"stn", "trades", "alp"}
 
@@ -217,6 +217,18 @@ def test_an_interrupted_sweep_goes_on_with_what_is_missing(
     monkeypatch.setattr("orchestrator.train.fit", real)
     assert stn("--sigma", "0.1,0.3").exit_code == 0
     assert done == ["train stn 0.3", "certify stn-sigma-0.3"]
+
+
+@pytest.mark.parametrize("method", ["clean", "madry", "trades"])
+def test_networks_that_sigma_does_not_change_are_trained_once_and_certified_under_each(
+    content: dict[str, Any], done: list[str], tmp_path: Path, method: str
+) -> None:
+    attack = {"attack": {"epsilon": 0.1, "steps": 2}} if method != "clean" else {}
+    training = {**content["training"], "method": method, "gamma": None, "epochs": 1, **attack}
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump({**content, "training": training}))
+    result = stn("--sigma", "0.1,0.3")
+    assert result.exit_code == 0, result.output
+    assert done == [f"train {method} 0.1", f"certify {method}-sigma-0.1", f"certify {method}-sigma-0.3"]
 
 
 def test_the_figures_of_training_are_kept_with_the_run(

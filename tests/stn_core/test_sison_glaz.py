@@ -41,6 +41,10 @@ def test_published_intervals(counts: list[int], lower: list[float], upper: list[
     np.testing.assert_allclose(found[1][0], upper, atol=0.01)
 
 
+def test_of_no_images_there_are_no_intervals() -> None:
+    assert [ends.shape for ends in sison_glaz(np.zeros((0, 10), dtype=np.int64), 0.05)] == [(0, 10), (0, 10)]
+
+
 def test_all_votes_for_one_class_are_taken_for_certainty() -> None:
     lower, _ = sison_glaz([[100, 0, 0], [0, 2000, 0]], 0.05)
     assert (lower.max(axis=1) == 1.0).all()

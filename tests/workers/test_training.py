@@ -261,6 +261,20 @@ def test_stability_training_shows_clean_and_noisy_images_at_once(job: TrainJob, 
         torch.testing.assert_close(second, drawn(NOISES[kind], image, step), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_optimizers_are_what_they_are_called(job: TrainJob, tmp_path: Path, optimizer: str) -> None:
+    session = Alone(tmp_path)
+    train(changed(job, optimizer=optimizer), session)
+    for epoch in range(3):
+        (group,) = session.state(epoch)["optimizer"]["param_groups"]
+        assert group["weight_decay"] == 0.1
+        if optimizer == "sgd":
+            assert (group["momentum"], group["nesterov"]) == (0.9, True)
+        else:
+            assert group["betas"][1] == 0.999
+    assert session.epochs[2].loss < session.epochs[0].loss
+
+
 def test_the_regularisers_weight_rises_from_nothing(job: TrainJob, tmp_path: Path) -> None:
     training = job.training.model_copy(update={"gamma": 4.0, "gamma_warmup": 2.0})
     weights = [training.loss(epochs) for epochs in (0, 0.5, 1, 2, 3)]
