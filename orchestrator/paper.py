@@ -13,7 +13,7 @@ from pyarrow import csv
 
 from orchestrator.envelope import envelopes
 from orchestrator.errors import SpecError
-from orchestrator.report import load_steps
+from orchestrator.report import dress, load_steps, png
 from orchestrator.reported import ReportedRun, load_run
 from orchestrator.runs import counted_shards, read_votes
 from orchestrator.spec import Spec, validate
@@ -215,15 +215,8 @@ def figure1_png(stores: Sequence[Store]) -> bytes:
                 linestyle=":",
                 label=f"{name} (selection)",
             )
-    axes.set_xlabel("L2 radius (pixels in [0, 1])")
-    axes.set_ylabel("certified accuracy")
-    axes.set_ylim(0, 1)
-    axes.set_xlim(left=0)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    sink = io.BytesIO()
-    figure.savefig(sink, format="png")
-    return sink.getvalue()
+    dress(axes, "l2")
+    return png(figure)
 
 
 def _sigma(run: ReportedRun) -> float:

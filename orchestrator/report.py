@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 from jinja2 import Environment
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -104,15 +105,25 @@ def figure_png(runs: Sequence[tuple[ReportedRun, Mapping[Line, Steps]]]) -> byte
                     if len(runs) > 1 or not run.reduced.summary.complete:
                         label = f"{_drawable(run.title)}: {label}"
                     axes.step(curve.radius, curve.accuracy, where="pre", label=label)
-        axes.set_xlabel(f"radius ({NORMS[norm]}, pixels in [0, 1])")
-        axes.set_ylabel("certified accuracy")
-        axes.set_ylim(0, 1)
-        axes.set_xlim(left=0)
-        axes.grid(alpha=0.3)
-        axes.legend()
+        dress(axes, norm)
+    return png(figure)
+
+
+def png(figure: Figure) -> bytes:
+    """The figure's file."""
     sink = io.BytesIO()
     figure.savefig(sink, format="png")
     return sink.getvalue()
+
+
+def dress(axes: Axes, norm: str) -> None:
+    """What all figures of certified accuracy by radius have in common."""
+    axes.set_xlabel(f"radius ({NORMS[norm]}, pixels in [0, 1])")
+    axes.set_ylabel("certified accuracy")
+    axes.set_ylim(0, 1)
+    axes.set_xlim(left=0)
+    axes.grid(alpha=0.3)
+    axes.legend()
 
 
 def learning_png(epochs: Sequence[Epoch]) -> bytes:
@@ -133,9 +144,7 @@ def learning_png(epochs: Sequence[Epoch]) -> bytes:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend()
-    sink = io.BytesIO()
-    figure.savefig(sink, format="png")
-    return sink.getvalue()
+    return png(figure)
 
 
 def training_text(epochs: Sequence[Epoch]) -> str:

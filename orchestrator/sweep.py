@@ -10,6 +10,7 @@ from typing import Any
 from orchestrator.errors import SpecError
 from orchestrator.spec import Spec, validate
 from workers import layout
+from workers.images import DatasetError, open_dataset
 from workers.settings import NEEDS, Method
 from workers.store import Store
 
@@ -50,10 +51,25 @@ def points(spec: Spec, sigmas: Sequence[float], methods: Sequence[Method] = ()) 
     return [_point(spec, method, sigma) for method in methods or own or (None,) for sigma in sigmas]
 
 
-def check_place(store: Store) -> None:
-    """Raise SpecError where a run is already, and not a sweep's."""
+def check_ready(jobs: Sequence[Point], store: Store) -> None:
+    """Look, before hours are spent on training, at what only certification needs.
+
+    Args:
+        jobs: of the sweep.
+        store: where the sweep is kept.
+
+    Raises:
+        SpecError: a run is there already and not a sweep's, or images to certify cannot be opened.
+        StoreError: nothing can be written there.
+    """
     if store.exists(layout.PLAN):
         raise SpecError(f"{store.uri} holds a run, and a sweep keeps many below it: name another folder")
+    try:
+        open_dataset(jobs[0].spec.dataset, jobs[0].spec.store.options)  # they have it in common
+    except DatasetError as error:
+        raise SpecError(str(error)) from error
+    store.probe()
+    store.check_exclusive()
 
 
 def _point(spec: Spec, method: Method | None, sigma: float) -> Point:

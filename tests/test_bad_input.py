@@ -109,6 +109,7 @@ PARQUET = f"plan job.yaml {RGB} --set 'dataset={{kind: parquet, path: x.parquet}
 FOLDER = f"plan job.yaml {RGB} --set 'dataset={{kind: image_folder, path: images}}'"
 WEIGHTS = "plan job.yaml --set model.checkpoint=w.pt"
 TRAIN = "train job.yaml --set 'training={dataset: {kind: mnist, path: mnist}}' --set model.checkpoint"
+SWEEP = f"sweep {TRAIN.removeprefix('train ')}=w.pt --sigma 0.1"
 VOTES = f"run/{layout.counts(1)}"
 IMAGES = "mnist/MNIST/raw/t10k-images-idx3-ubyte"
 AGAIN = "delete it and run `stn certify` again"
@@ -550,6 +551,23 @@ VIEWS = [
         "'--older-than': nan is not in the range x>=0",
         has(f"run/.tmp/{'0' * 32}", "somebody is at work on it"),
     ),
+    Bad(
+        "a sweep without data to certify, found before anything is trained",
+        f"{SWEEP} --set dataset.path=nowhere --run new",
+        "no MNIST at dataset.path nowhere: it must hold MNIST/raw/*-ubyte",
+    ),
+    Bad(
+        "a sweep into a folder that may not be written, found before anything is trained",
+        f"{SWEEP} --run closed/sweep",
+        "cannot write under closed/sweep: Permission denied",
+        has_folder("closed"),
+        permissions("closed", 0o555),
+    ),
+    Bad(
+        "a sweep without data to train by",
+        f"{SWEEP} --set training.dataset.path=nowhere --run new",
+        "training: no MNIST at dataset.path nowhere: it must hold MNIST/raw/*-ubyte",
+    ),
     Bad("a sweep over words", "sweep job.yaml --sigma small", "'--sigma': expected numbers separated by commas, got"),
     Bad("a sweep over nothing", "sweep job.yaml", "Missing option '--sigma'"),
     Bad("a sweep of the same", "sweep job.yaml --run new --sigma 0.1,0.1", "over sigma needs each once, and has 0.1"),
@@ -935,7 +953,9 @@ def everything(world: World) -> dict[str, bytes | None]:
 
 
 #: What `stn` tells of its progress, and of a run that is not complete.
-PROGRESS = re.compile(r"(training|counting|reducing|reading votes|re-deriving|counting again): \d+.*|incomplete: .*")
+PROGRESS = re.compile(
+    r"(training|counting|reducing|reading votes|re-deriving|counting again): \d+.*|incomplete: .*|\d+ of \d+: .*"
+)
 
 #: What only somebody with the source before them can make sense of.
 INTERNAL = re.compile(r"Traceback|internal error|\b\w+(Error|Exception)\b|Arrow\w+|botocore|pyarrow")

@@ -191,9 +191,9 @@ def certify(
 def carry_out(jobs: Sequence[Any], target: Store) -> bool:
     """Train, where they have a training section, and certify the points of a sweep; whether all are complete."""
     from orchestrator.certify import certify_run
-    from orchestrator.sweep import check_place
+    from orchestrator.sweep import check_ready
 
-    check_place(target)
+    check_ready(jobs, target)
     complete = True
     for number, job in enumerate(jobs, 1):
         say(f"{number} of {len(jobs)}: {job.name}")
