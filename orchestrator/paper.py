@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 from matplotlib.figure import Figure
 from pyarrow import csv
 
+from orchestrator import linear_program
 from orchestrator.envelope import envelopes
 from orchestrator.errors import SpecError
 from orchestrator.report import dress, load_steps, png
@@ -118,15 +119,62 @@ def table1_jobs(spec: Spec) -> list[Point]:
     return jobs
 
 
-def table1(stores: Sequence[Store]) -> list[Row]:
-    """The rows of Table 1, the literature's first, from the runs of ``table1_jobs``. Raises RunError."""
+def beyond_jobs(spec: Spec, others: Sequence[Spec]) -> list[Point]:
+    """Jobs of the table's images that are none of the paper's: other networks, training or noise.
+
+    Args:
+        spec: the table's.
+        others: what to train and certify; of each the data set, the radii and the run are the table's.
+
+    Raises:
+        SpecError: two are trained into the same checkpoint.
+    """
+    jobs = []
+    for number, other in enumerate(others, 1):
+        content, name = other.model_dump(), f"beyond-{number}"
+        content["dataset"] = spec.dataset.model_dump()
+        content["radii"] = (0.0, TABLE_1[spec.model.name].radius)
+        content["store"] = {**spec.store.model_dump(), "run": f"{spec.store.run.rstrip('/')}/{name}"}
+        jobs.append(Point(name, validate(content, f"Table 1, {name}")))
+    return jobs
+
+
+def table1(stores: Sequence[Store], beyond: Sequence[Store] = (), program: pa.Table | None = None) -> list[Row]:
+    """The rows of Table 1, the literature's first.
+
+    Args:
+        stores: the runs of ``table1_jobs``.
+        beyond: those of ``beyond_jobs``, whose rows come last.
+        program: what ``linear_program.carry_out`` found.
+
+    Raises:
+        RunError: of one of the runs.
+    """
     runs = [load_run(store) for store in stores]
     known = TABLE_1[runs[0].plan.spec.model.name]
-    rows = list(known.rows)
+    rows = [*known.rows, *([] if program is None else _program_rows(program))]
     for store, run in zip(stores, runs, strict=True):
         rows += [_row(run, line) for line in run.lines]
         if run.plan.spec.sampling.draws == PAPER_DRAWS:
             rows.append(_authors_row(store, run, known.radius))
+    for run in map(load_run, beyond):
+        training, sigma = run.plan.spec.training, _sigma(run)
+        name = f"{run.plan.spec.model.name} by {'?' if training is None else training.method}, sigma = {sigma:g}"
+        rows += [
+            replace(_row(run, line), name=_whole(run, name), source="ours, beyond the paper") for line in run.lines
+        ]
+    return rows
+
+
+def _program_rows(table: pa.Table) -> list[Row]:
+    networks = int(max(table["network"].to_numpy()))
+    rows = []
+    for name, number in [("single", 1), *([(f"cascade of {networks}", networks)] if networks > 1 else [])]:
+        found = linear_program.counted(table, number)
+        # What is proved of a single network needs no confidence; of a cascade, see docs/reproduction.md.
+        guaranteed = found.certified if number == 1 else None
+        dual = "dual of a linear program"
+        rows.append(Row(f"linear program, {name}", "ours", dual, None, found.certified, guaranteed, found.natural))
     return rows
 
 
@@ -169,7 +217,10 @@ def _authors_row(store: Store, run: ReportedRun, radius: float) -> Row:
 
 def _method(run: ReportedRun) -> str:
     training = run.plan.spec.training
-    name = "?" if training is None else _METHOD_NAMES.get(training.method, training.method)
+    return _whole(run, "?" if training is None else _METHOD_NAMES.get(training.method, training.method))
+
+
+def _whole(run: ReportedRun, name: str) -> str:
     return name if run.reduced.summary.complete else f"{name} (INCOMPLETE)"
 
 

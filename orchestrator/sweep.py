@@ -91,12 +91,16 @@ def _training(section: dict[str, Any], method: Method) -> dict[str, Any]:
     return {**{key: value for key, value in section.items() if key not in without}, "method": method}
 
 
+def beside_checkpoint(checkpoint: Path | str, name: str) -> Path | str:
+    """A checkpoint's place with a name at the end of its stem: model.pt gives model-NAME.pt."""
+    stem, dot, suffix = str(checkpoint).rpartition(".")
+    varied = f"{stem}-{name}{dot}{suffix}" if dot and "/" not in suffix else f"{checkpoint}-{name}"
+    return varied if isinstance(checkpoint, str) else Path(varied)
+
+
 def _checkpoint(spec: Spec, method: Method, name: str) -> Path | str:
     """A checkpoint of its own for each network; one where sigma plays no part in training."""
     checkpoint, training = spec.model.checkpoint, spec.training
     if checkpoint is None or training is None:
         raise SpecError("model.checkpoint is missing: a sweep writes the networks' weights beside it")
-    own = name if method in NEEDS["sigma"] and training.sigma is None else method
-    stem, dot, suffix = str(checkpoint).rpartition(".")
-    varied = f"{stem}-{own}{dot}{suffix}" if dot and "/" not in suffix else f"{checkpoint}-{own}"
-    return varied if isinstance(checkpoint, str) else Path(varied)
+    return beside_checkpoint(checkpoint, name if method in NEEDS["sigma"] and training.sigma is None else method)

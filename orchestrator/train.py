@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from orchestrator import epochs
 from orchestrator.cluster import cluster, fit
 from orchestrator.errors import SpecError
 from orchestrator.spec import Spec
+from stn_core.dual import check_network
 from stn_core.naming import one_line
 from workers.counting import load_model
 from workers.files import absolute, exists, parent_and_name, read_file
@@ -40,8 +43,13 @@ class Trained:
     epoch: Epoch | None
 
 
-def train_model(spec: Spec, *, observe: Callable[[Epoch], None]) -> Trained:
+def train_model(spec: Spec, *, observe: Callable[[Epoch], None], only: NDArray[np.int64] | None = None) -> Trained:
     """Train, resuming whatever an earlier call of the same spec left behind.
+
+    Args:
+        spec: what to train, on what.
+        observe: told of every epoch.
+        only: of the selected training images, the positions of those to train on; None: all.
 
     Raises:
         SpecError: the spec has no training section or checkpoint, or they do not fit.
@@ -55,13 +63,14 @@ def train_model(spec: Spec, *, observe: Callable[[Epoch], None]) -> Trained:
     if str(checkpoint).endswith(".safetensors"):
         raise SpecError(f"model.checkpoint {checkpoint}: `stn train` writes PyTorch's format, name it .pt")
     checkpoint = _absolute("model.checkpoint", checkpoint)
-    job, fingerprint = _job(spec, training)
+    job, fingerprint = _job(spec, training, only)
     settings = {
         "model": spec.model.model_dump(mode="json", exclude={"checkpoint"}),
         "training": _settings(training),
         **(_noise(job.noise) if training.method in NEEDS["sigma"] else {}),
         "gamma": training.weight,
         "dataset_sha256": fingerprint,
+        **({} if only is None else {"only_sha256": hashlib.sha256(only.astype("<i8").tobytes()).hexdigest()}),
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     options = spec.store.options
@@ -97,7 +106,7 @@ def train_model(spec: Spec, *, observe: Callable[[Epoch], None]) -> Trained:
 
 
 #: Settings that came later. Checkpoints trained before, without them, stay known by the others.
-_LATER = ("augment", "attack", "gamma_warmup", "optimizer")
+_LATER = ("augment", "attack", "radius", "warmup", "draws", "optimizer")
 
 
 def _noise(noise: Noise) -> dict[str, Any]:
@@ -115,7 +124,7 @@ def _settings(training: Training) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in default or value != default[name]}
 
 
-def _job(spec: Spec, training: Training) -> tuple[TrainJob, str]:
+def _job(spec: Spec, training: Training, only: NDArray[np.int64] | None) -> tuple[TrainJob, str]:
     training = training.model_copy(
         update={
             "dataset": _found("training.dataset", training.dataset),
@@ -125,7 +134,11 @@ def _job(spec: Spec, training: Training) -> tuple[TrainJob, str]:
     images = _opened("training", training.dataset, spec)
     num_classes = spec.model.num_classes or images.num_classes
     try:
-        load_model(spec.model.model_copy(update={"checkpoint": None}), num_classes)
+        model = load_model(spec.model.model_copy(update={"checkpoint": None}), num_classes)
+        if training.method == "dual":
+            check_network(model.network)
+            if spec.model.normalization is not None:
+                raise ValueError("method dual bounds networks of pixels as they are: remove model.normalization")
     except ValueError as error:
         raise SpecError(f"training: {error}") from error
     _check_labels("training.dataset", images, num_classes)
@@ -137,6 +150,7 @@ def _job(spec: Spec, training: Training) -> tuple[TrainJob, str]:
         num_classes=num_classes,
         noise=spec.noise if training.sigma is None else GaussianNoise(sigma=training.sigma),
         threads=training.threads_per_worker,
+        only=only,
         import_paths=(str(Path.cwd()),),
         storage=spec.store.options,
     )

@@ -12,6 +12,7 @@ import io
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -82,6 +83,40 @@ def open_dataset(dataset: Dataset, options: S3Options | None = None) -> ImageSet
         raise DatasetError(f"dataset.path: {error}") from error
     except OSError as error:
         raise DatasetError(f"dataset.path cannot be read: {one_line(error)}") from error
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Images in memory.
+
+    Attributes:
+        pixels: uint8 (images, channels, height, width).
+        labels: int64 (images,).
+        indices: int64 (images,), in the data set.
+        num_classes: as the data set has.
+    """
+
+    pixels: Pixels
+    labels: NDArray[np.int64]
+    indices: NDArray[np.int64]
+    num_classes: int
+
+
+def load_all(dataset: Dataset, options: S3Options | None = None, only: NDArray[np.int64] | None = None) -> Loaded:
+    """All images that a ``dataset`` section selects, or ``only`` those of them. Raises DatasetError."""
+    images = open_dataset(dataset, options)
+    indices = np.array(selected(dataset, len(images)))
+    indices = indices if only is None else indices[only]
+    read = []
+    for index in indices.tolist():
+        try:
+            read.append(images.read(index))
+        except UnreadableImage as error:
+            raise DatasetError(f"image {index}: {error}") from error
+    try:
+        return Loaded(np.stack(read), images.labels[indices], indices, images.num_classes)
+    except ValueError as error:
+        raise DatasetError("its images differ in size: set resize and crop") from error
 
 
 def selected(dataset: Dataset, images: int) -> range:

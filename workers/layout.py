@@ -8,6 +8,7 @@ RUN/certificates.parquet, curves.parquet    views of a complete run's votes
 RUN/partial/...                             the same views while the run is incomplete
 RUN/training.parquet                        the epochs of the network's training, where `stn train` trained it
 RUN/report.html, curves.png                 for people; also beside a sweep's runs, as figure1.png and table1.csv
+RUN/linear_program.parquet              margins of the networks of a linear program, beside table1.csv
 RUN/drivers/HOST-PID-….json                 drivers at work, each refreshing its own
 RUN/.probe/...                              objects of no meaning, written to see what a store can do
 """
@@ -30,6 +31,7 @@ REPORT = "report.html"
 FIGURE = "curves.png"
 FIGURE_1 = "figure1.png"
 TABLE_1 = "table1.csv"
+LINEAR_PROGRAM = "linear_program.parquet"
 
 _SHARD = re.compile(r"counts/round=0/shard-(\d{6,})\.parquet")
 _RETRY = re.compile(r"counts/round=0/shard-(\d{6,})\.retry-(\d{6,})\.parquet")

@@ -114,8 +114,8 @@ class Model(Section):
     """The network that votes."""
 
     name: str = Field(
-        description="mnist, cifar10 (the paper's), cifar_resnet20, cifar_resnet110, a torchvision.models name, or "
-        "package.module:callable"
+        description="mnist, cifar10 (the paper's), mnist_small, mnist_shallow, cifar10_shallow, cifar_resnet20, "
+        "cifar_resnet110, a torchvision.models name, or package.module:callable"
     )
     checkpoint: Place | None = Field(None, description="weights to load; `stn train` writes them here")
     normalization: Normalization | None = None
@@ -259,18 +259,20 @@ class Augmentation(Section):
     flip: bool = Field(False, description="mirrored, every other one")
 
 
-Method = Literal["stn", "gaussian", "clean", "madry", "trades", "alp"]
+Method = Literal["stn", "gaussian", "clean", "madry", "trades", "alp", "consistency", "smoothadv", "dual"]
 
 #: Methods with a regulariser, and its weight where the spec names none. The paper does not state its own. TRADES: what
-#: Zhang et al. use on CIFAR-10. ALP: what Kannan et al. use on ImageNet.
-GAMMAS: dict[Method, float] = {"stn": 1.0, "trades": 6.0, "alp": 0.5}
+#: Zhang et al. use on CIFAR-10. ALP: what Kannan et al. use on ImageNet. Consistency: what Jeong & Shin use on MNIST.
+GAMMAS: dict[Method, float] = {"stn": 1.0, "trades": 6.0, "alp": 0.5, "consistency": 10.0}
 
 #: What only some methods have a use for.
 NEEDS: dict[str, tuple[Method, ...]] = {
-    "gamma": ("alp", "stn", "trades"),
-    "gamma_warmup": ("alp", "stn", "trades"),
-    "sigma": ("gaussian", "stn"),
-    "attack": ("alp", "madry", "trades"),
+    "gamma": ("alp", "consistency", "stn", "trades"),
+    "warmup": ("alp", "consistency", "dual", "stn", "trades"),
+    "sigma": ("consistency", "gaussian", "smoothadv", "stn"),
+    "draws": ("consistency", "smoothadv"),
+    "attack": ("alp", "madry", "smoothadv", "trades"),
+    "radius": ("dual",),
 }
 
 
@@ -282,15 +284,17 @@ class Training(Section):
     validation: Dataset | None = Field(None, description="images to measure accuracy on after each epoch; none trains")
     augment: Augmentation | None = None
     sigma: _Scale | None = Field(
-        None, description="of Gaussian training noise; default: the spec's noise; stn and gaussian only"
+        None, description="of Gaussian training noise; default: the spec's noise; for methods that train with noise"
     )
     gamma: Annotated[FiniteFloat, Field(ge=0)] | None = Field(
-        None, description="weight of the regulariser of stn (default 1), trades (6) and alp (0.5)"
+        None, description="weight of the regulariser of stn (default 1), trades (6), alp (0.5), consistency (10)"
     )
-    gamma_warmup: Annotated[FiniteFloat, Field(ge=0)] = Field(
-        0.0, description="epochs in which that weight rises from 0: a large one at once may silence the network"
+    radius: _Scale | None = Field(None, description="L2 radius that dual trains to certify, in [0, 1] pixel units")
+    warmup: Annotated[FiniteFloat, Field(ge=0)] = Field(
+        0.0, description="epochs in which gamma, or radius, rises from 0: at once, a large one may silence the network"
     )
-    attack: Attack | None = Field(None, description="whom madry, trades and alp train against")
+    attack: Attack | None = Field(None, description="whom madry, trades, alp and smoothadv train against")
+    draws: PositiveInt = Field(2, description="noisy copies of each image, of consistency and smoothadv")
     epochs: PositiveInt = 10
     batch_size: PositiveInt = Field(128, description="images per step, over all workers")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="sgd: with Nesterov momentum 0.9")
@@ -307,12 +311,16 @@ class Training(Section):
     def _fits_together(self) -> Training:
         for key, methods in NEEDS.items():
             if getattr(self, key) != type(self).model_fields[key].default and self.method not in methods:
-                raise ValueError(
-                    f"{key} belongs to methods {', '.join(methods[:-1])} and {methods[-1]}, and method {self.method} "
-                    "has none: remove it"
+                owners = (
+                    f"methods {', '.join(methods[:-1])} and {methods[-1]}" if methods[1:] else f"method {methods[0]}"
                 )
+                raise ValueError(f"{key} belongs to {owners}, and method {self.method} has none: remove it")
         if self.method in NEEDS["attack"] and self.attack is None:
             raise ValueError(f"method {self.method} needs an attack, such as attack: {{norm: linf, epsilon: 0.03}}")
+        if self.method == "dual" and self.radius is None:
+            raise ValueError("method dual needs a radius to certify, such as radius: 1.58")
+        if self.method == "dual" and self.workers > 1:
+            raise ValueError(f"method dual trains in one process: set workers to 1, not {self.workers}")
         if self.batch_size < self.workers:
             raise ValueError(f"batch_size {self.batch_size} is less than one image for each of {self.workers} workers")
         return self
@@ -324,7 +332,8 @@ class Training(Section):
 
     def loss(self, epochs: float) -> Loss:
         """The method's, after so many epochs."""
-        weight = self.weight * min(1.0, epochs / self.gamma_warmup) if self.gamma_warmup else self.weight
+        risen = min(1.0, epochs / self.warmup) if self.warmup else 1.0
+        weight = self.weight * risen
         match self.method:
             case "stn":
                 return losses.Stability(weight)
@@ -332,6 +341,11 @@ class Training(Section):
                 return losses.Gaussian()
             case "clean":
                 return losses.Clean()
+            case "dual":
+                assert self.radius is not None
+                return losses.Dual(self.radius * risen)
+            case "consistency":
+                return losses.Consistency(weight, self.draws)
         assert self.attack is not None
         attack = self.attack.build()
         match self.method:
@@ -341,3 +355,5 @@ class Training(Section):
                 return losses.Trades(weight, attack)
             case "alp":
                 return losses.LogitPairing(weight, attack)
+            case "smoothadv":
+                return losses.SmoothAdversarial(attack, self.draws)

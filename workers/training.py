@@ -24,7 +24,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from stn_core import noise as noises
 from stn_core.training import Batch
 from workers.counting import load_model
-from workers.images import DatasetError, open_dataset, selected
+from workers.images import DatasetError, load_all
 from workers.settings import Augmentation, Dataset, Model, Noise, Training
 from workers.store import S3Options
 
@@ -42,6 +42,7 @@ class TrainJob:
         num_classes: outputs of the network.
         noise: the training noise.
         threads: CPU threads of one worker.
+        only: of the selected training images, the positions of those to train on; None: all.
         import_paths: folders to import the user's modules from.
         storage: how to reach object storage.
     """
@@ -51,6 +52,7 @@ class TrainJob:
     num_classes: int
     noise: Noise
     threads: int
+    only: NDArray[np.int64] | None = None
     import_paths: tuple[str, ...] = ()
     storage: S3Options | None = None
 
@@ -101,7 +103,7 @@ def train(job: TrainJob, session: Session) -> None:
     The checkpoint's ``state.pt`` holds the network's state dict under "network", the figures of epochs under "epochs".
     """
     settings = job.training
-    pixels, labels = _load("training.dataset", settings.dataset, job.storage)
+    pixels, labels = _load("training.dataset", settings.dataset, job.storage, job.only)
     # One worker measures; the others meet it when they report.
     measured = settings.validation if session.rank == 0 else None
     validation = None if measured is None else _load("training.validation", measured, job.storage)
@@ -194,8 +196,10 @@ def _share(
     if settings.augment is not None:
         pixels = augmented(pixels, settings.augment, _random(settings.seed, *step, "augmentation"))
 
+    random = batch_random(settings.seed, *step)
+
     def noisy() -> torch.Tensor:
-        return noise.disturb(pixels, batch_random(settings.seed, *step))[own].to(device)
+        return noise.disturb(pixels, random)[own].to(device)
 
     def draw(sample: Callable[[np.random.Generator, tuple[int, ...]], NDArray[np.float32]]) -> torch.Tensor:
         drawn = sample(_random(settings.seed, *step, "attack"), tuple(pixels.shape))
@@ -265,15 +269,15 @@ def _dropout_seed(seed: int, epoch: int, rank: int) -> int:
     return int(np.random.SeedSequence([seed, epoch, rank, 2]).generate_state(1, np.uint64)[0])
 
 
-def _load(key: str, dataset: Dataset, storage: S3Options | None) -> tuple[torch.Tensor, torch.Tensor]:
+def _load(
+    key: str, dataset: Dataset, storage: S3Options | None, only: NDArray[np.int64] | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """All images, uint8, and their labels, int64."""
-    images = open_dataset(dataset, storage)
-    indices = np.array(selected(dataset, len(images)))
     try:
-        pixels = np.stack([images.read(index) for index in indices.tolist()])
-    except ValueError as error:
-        raise DatasetError(f"training images differ in size: set {key}.resize and crop") from error
-    return torch.from_numpy(pixels), torch.from_numpy(images.labels[indices])
+        images = load_all(dataset, storage, only)
+    except DatasetError as error:
+        raise DatasetError(f"{key}: {error}") from error
+    return torch.from_numpy(images.pixels), torch.from_numpy(images.labels)
 
 
 def _low_precision(precision: Literal["auto", "float32", "bfloat16"], device: torch.device) -> bool:

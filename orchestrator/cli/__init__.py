@@ -8,8 +8,8 @@ import sys
 
 import click
 
-from orchestrator.cli.job import certify, plan, sweep, train
-from orchestrator.cli.paper import paper
+from orchestrator.cli.comparisons import paper, sweep
+from orchestrator.cli.job import certify, plan, train
 from orchestrator.cli.results import reduce, report, status
 from orchestrator.cli.shell import Commands
 from orchestrator.cli.upkeep import doctor, gc, verify

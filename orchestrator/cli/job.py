@@ -5,17 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 
-from orchestrator.cli.printing import incomplete, print_best, print_curves
+from orchestrator.cli.printing import incomplete, print_curves
 from orchestrator.cli.shell import (
     EXIT_INCOMPLETE,
     address_option,
     command,
+    job_options,
     json_option,
     limit_option,
     load,
@@ -26,9 +26,6 @@ from orchestrator.cli.shell import (
 )
 from orchestrator.errors import SpecError
 from orchestrator.progress import meter, time_text
-from stn_core.naming import pick
-from workers.settings import Method
-from workers.store import Store
 
 
 @click.command()
@@ -46,7 +43,7 @@ def train(spec: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     if loaded.training is None or loaded.model.checkpoint is None:
         missing = "training" if loaded.training is None else "model.checkpoint"
         raise SpecError(f"{spec}: {missing} is missing, and `stn train` needs it; see examples/demo.yaml")
-    trained = _train(loaded)
+    trained = train_spec(loaded)
     if as_json:
         epoch = None if trained.epoch is None else dataclasses.asdict(trained.epoch)
         click.echo(json.dumps({"checkpoint": str(trained.checkpoint), "epoch": epoch}))
@@ -59,8 +56,8 @@ def train(spec: Path, overrides: tuple[str, ...], as_json: bool) -> None:
         )
 
 
-def _train(spec: Any) -> Any:
-    """Train a spec's model under a progress bar."""
+def train_spec(spec: Any, only: Any = None) -> Any:
+    """Train a spec's model, on some of its images, under a progress bar."""
     from orchestrator.train import train_model
 
     epochs = spec.training.epochs
@@ -79,7 +76,7 @@ def _train(spec: Any) -> Any:
             )
             progress.advance(1)
 
-        return train_model(spec, observe=observe)
+        return train_model(spec, observe=observe, only=only)
 
 
 @click.command()
@@ -124,10 +121,7 @@ def plan(spec: Path, run: str | None, overrides: tuple[str, ...], limit: int | N
 
 
 @click.command()
-@spec_argument
-@run_option
-@set_option
-@limit_option
+@job_options
 @click.option(
     "--single-writer",
     is_flag=True,
@@ -138,8 +132,6 @@ def plan(spec: Path, run: str | None, overrides: tuple[str, ...], limit: int | N
     is_flag=True,
     help="Count only what could not be counted before: failed images, and shards that were given up.",
 )
-@address_option
-@json_option
 @command
 def certify(
     spec: Path,
@@ -186,87 +178,3 @@ def certify(
         say(f"shard {shard} was given up: {reason}")
     say(incomplete(summary))
     return EXIT_INCOMPLETE
-
-
-def carry_out(jobs: Sequence[Any], target: Store) -> bool:
-    """Train, where they have a training section, and certify the points of a sweep; whether all are complete."""
-    from orchestrator.certify import certify_run
-    from orchestrator.sweep import check_ready
-
-    check_ready(jobs, target)
-    complete = True
-    for number, job in enumerate(jobs, 1):
-        say(f"{number} of {len(jobs)}: {job.name}")
-        if job.spec.training is not None:
-            _train(job.spec)
-        result = certify_run(job.spec)
-        if not result.complete:
-            for shard, reason in result.given_up.items():
-                say(f"shard {shard} was given up: {reason}")
-            say(incomplete(result.reduced.summary))
-        complete = complete and result.complete
-    return complete
-
-
-def _sigmas(_: click.Context, parameter: click.Parameter, value: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in value.split(","))
-    except ValueError:
-        raise click.BadParameter(f"expected numbers separated by commas, got {value!r}") from None
-
-
-sigma_option = click.option(
-    "--sigma", "sigmas", required=True, callback=_sigmas, metavar="S,S,…", help="Noise of each run."
-)
-
-
-def _methods(_: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
-    known = get_args(Method)
-    try:
-        return tuple(pick({name: name for name in known}, part, "method") for part in value.split(",")) if value else ()
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
-
-
-@click.command()
-@spec_argument
-@sigma_option
-@click.option("--method", "methods", callback=_methods, metavar="M,M,…", help="Of training. Default: the spec's.")
-@run_option
-@set_option
-@limit_option
-@address_option
-@json_option
-@command
-def sweep(
-    spec: Path,
-    sigmas: tuple[float, ...],
-    methods: tuple[Any, ...],
-    run: str | None,
-    overrides: tuple[str, ...],
-    limit: int | None,
-    as_json: bool,
-) -> int:
-    """Train and certify one network for each sigma and method; one figure with all curves, and the best at each radius.
-
-    Runs are kept below the spec's, the figure and its report beside them. Run it again to resume.
-
-    Example: stn sweep examples/demo.yaml --sigma 0.3,0.5,0.7 --method stn,gaussian --run runs/sweep
-    """
-    from orchestrator.report import publish
-    from orchestrator.sweep import points
-    from workers import layout
-
-    loaded = load(spec, overrides, run, limit)
-    jobs, target = points(loaded, sigmas, methods), loaded.store.open()
-    complete = carry_out(jobs, target)
-    runs = publish([job.spec.store.open() for job in jobs], target)
-    written = [f"{target.uri}/{name}" for name in (layout.FIGURE, layout.REPORT)]
-    if as_json:
-        curves = {run.name: run.reduced.curves.to_pylist() for run in runs}
-        click.echo(json.dumps({"written": written, "complete": complete, "curves": curves}))
-    else:
-        print_best(runs)
-        for path in written:
-            click.echo(f"wrote {path}")
-    return 0 if complete else EXIT_INCOMPLETE

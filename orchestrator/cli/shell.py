@@ -116,6 +116,13 @@ address_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
+def job_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What every command takes that certifies: which job, where it is kept, and on what cluster."""
+    for option in (json_option, address_option, limit_option, set_option, run_option, spec_argument):
+        function = option(function)
+    return function
+
+
 def load(spec: Path, overrides: Sequence[str], run: str | None = None, limit: int | None = None) -> Spec:
     """A command's spec, its options applied. Raises SpecError."""
     changes = list(overrides)

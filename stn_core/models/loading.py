@@ -15,11 +15,14 @@ import torch
 import torchvision
 from torch import nn
 
-from stn_core.models import paper, resnet
+from stn_core.models import paper, resnet, small
 from stn_core.naming import did_you_mean, one_line
 
 _OWN: dict[str, Callable[[int], nn.Module]] = {
     "mnist": paper.mnist,
+    "mnist_small": small.mnist_small,
+    "mnist_shallow": small.mnist_shallow,
+    "cifar10_shallow": small.cifar10_shallow,
     "cifar10": paper.cifar10,
     "cifar_resnet20": resnet.cifar_resnet20,
     "cifar_resnet110": resnet.cifar_resnet110,
@@ -30,8 +33,8 @@ def build_network(name: str, num_classes: int) -> nn.Module:
     """An untrained network.
 
     Args:
-        name: "mnist" or "cifar10" (the paper's), "cifar_resnet20" or "cifar_resnet110", a ``torchvision.models`` name,
-            or "package.module:callable", called without arguments.
+        name: one of this project's (``paper``, ``small``, ``resnet``), a ``torchvision.models`` name, or
+            "package.module:callable", called without arguments.
         num_classes: outputs of a named network; an imported one decides for itself.
 
     Raises:

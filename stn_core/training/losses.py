@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.nn.functional import cross_entropy, kl_div, log_softmax, mse_loss, softmax
+from torch.nn.functional import cross_entropy, kl_div, log_softmax, mse_loss, nll_loss, softmax
 
+from stn_core import dual
 from stn_core.attacks import PGD
+from stn_core.models import Normalized
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Batch:
     Attributes:
         clean: float32 images in [0, 1], (rows, channels, height, width).
         labels: int64 (rows,).
-        noisy: draws fresh noise for each image, and returns the noisy images.
+        noisy: draws fresh noise for each image, at every call anew, and returns the noisy images.
         draw: calls a sampler with a generator of this step's own and the shape of all workers' images, and returns
             this worker's rows.
     """
@@ -128,6 +130,69 @@ class Trades:
         clean, attacked = _logits_of_both(model, batch.clean, adversarial)
         fits = cross_entropy(clean, batch.labels)
         return Outcome(fits + self.gamma * _divergence(log_softmax(clean, dim=1), attacked) / len(clean), clean)
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """Noise augmentation that has the answers to several noisy copies of an image agree (Jeong & Shin 2020, eq. 7 and
+    8): the mean cross-entropy, plus gamma times the mean divergence of the mean answer to each copy's, plus half the
+    mean answer's entropy."""
+
+    gamma: float
+    draws: int
+
+    #: Jeong & Shin's eta.
+    ENTROPY = 0.5
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Outcome:
+        logits = model(torch.cat([batch.noisy() for _ in range(self.draws)])).float()
+        answers = log_softmax(logits, dim=1).view(self.draws, *batch.labels.shape, -1)
+        mean = answers.exp().mean(dim=0)
+        # Of tiny probabilities the logarithm is large, and its slope larger.
+        log_mean = mean.clamp_min(1e-20).log()
+        apart = (mean * (log_mean - answers)).sum(dim=2).mean()
+        entropy = -(mean * log_mean).sum(dim=1).mean()
+        fits = cross_entropy(logits, batch.labels.repeat(self.draws))
+        return Outcome(fits + self.gamma * apart + self.ENTROPY * entropy, log_mean)
+
+
+@dataclass(frozen=True)
+class SmoothAdversarial:
+    """Noise augmentation around an image that is hard for the smoothed network: of the images nearby it maximises
+    the cross-entropy of the answer's mean over noisy copies, and the network learns of the same copies of it
+    (SmoothAdv; Salman et al. 2019, eq. 6 and section 3.3)."""
+
+    attack: PGD
+    draws: int
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Outcome:
+        noise = torch.cat([batch.noisy() - batch.clean for _ in range(self.draws)])
+        copies = (self.draws, *(1 for _ in batch.clean.shape[1:]))
+
+        def objective(images: torch.Tensor) -> torch.Tensor:
+            answers = softmax(model(images.repeat(copies) + noise).float(), dim=1)
+            mean = answers.view(self.draws, len(images), -1).mean(dim=0)
+            return nll_loss(mean.clamp_min(1e-20).log(), batch.labels, reduction="sum")
+
+        with _answering(model):
+            adversarial = self.attack.perturb(objective, batch.clean, torch.zeros_like(batch.clean))
+        logits = model(adversarial.repeat(copies) + noise).float()
+        fits = cross_entropy(logits, batch.labels.repeat(self.draws))
+        return Outcome(fits, logits.view(self.draws, len(batch.labels), -1).mean(dim=0))
+
+
+@dataclass(frozen=True)
+class Dual:
+    """The linear program's training: cross-entropy on the worst logits that its dual allows within an L2 radius (Wong &
+    Kolter 2018, eq. 14). The logits are these, and so those are right that are certified."""
+
+    radius: float
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Outcome:
+        assert isinstance(model, Normalized)  # and no wrapper that averages gradients: of a pass it would know nothing
+        with torch.autocast(batch.clean.device.type, enabled=False):
+            worst = -dual.margins(model.network, batch.clean, batch.labels, self.radius)
+        return Outcome(cross_entropy(worst, batch.labels), worst)
 
 
 def _fit(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> Outcome:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.csv as csv
+import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner, Result
 
@@ -21,11 +24,13 @@ from orchestrator.report import percent
 from orchestrator.runs import read_plan, read_votes
 from orchestrator.spec import Spec, validate
 from stn_core.certificates import CERTIFICATES
+from stn_core.dual import margins
 from stn_core.sison_glaz import sison_glaz
 from tests.networks import tiny
 from tests.orchestrator.inline import fit_inline, hire_inline, no_cluster
 from tests.orchestrator.runs import mnist_spec
 from workers import layout
+from workers.images import open_dataset
 from workers.store import open_store
 
 
@@ -52,7 +57,8 @@ def content(few_digits: Path, tmp_path: Path) -> dict[str, Any]:
 def _inline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Work is done in this process, by a network that is quicker than the paper's and knows its digits no worse."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("stn_core.models.loading._OWN", {"mnist": lambda classes: tiny()})
+    networks = dict.fromkeys(("mnist", "mnist_shallow"), lambda classes: tiny())
+    monkeypatch.setattr("stn_core.models.loading._OWN", networks)
     monkeypatch.setattr("orchestrator.train.fit", fit_inline)
     monkeypatch.setattr("orchestrator.train.cluster", no_cluster)
     monkeypatch.setattr("orchestrator.certify.certify_run", functools.partial(certify_run, hire=hire_inline))
@@ -141,6 +147,82 @@ def test_table_1_is_read_off_the_runs(content: dict[str, Any], tmp_path: Path) -
     again = stn(content, "table1", "--json")
     assert again.exit_code == 0
     assert json.loads(again.stdout)["rows"][0]["name"] == "linear program, single"
+
+
+def test_the_linear_program_is_trained_and_certifies_the_same_images(content: dict[str, Any], tmp_path: Path) -> None:
+    content = {**content, "sampling": {"draws": 100}, "training": {**content["training"], "epochs": 4}}
+    result = stn(content, "table1", "--linear-program", "3")
+    assert result.exit_code == 0, result.output
+    table = pq.read_table(tmp_path / "out" / "linear_program.parquet").to_pandas()
+    networks = sorted(set(table.network))
+    assert networks[:2] == [1, 2]
+    rows = {
+        row["name"]: row for row in csv.read_csv(tmp_path / "out" / "table1.csv").to_pylist() if row["source"] == "ours"
+    }
+    single, cascade = rows["linear program, single"], rows[f"linear program, cascade of {len(networks)}"]
+
+    # Image by image, as Wong et al. count.
+    images = open_dataset(spec(content).dataset)
+    certified = natural = 0
+    for index in range(20):
+        of_image = table[table["index"] == index]
+        assert set(of_image.label) == {int(images.labels[index])}
+        sure = of_image[of_image.margin > 0]
+        answer = (sure if len(sure) else of_image.iloc[-1:]).iloc[0]
+        natural += answer.predicted == answer.label
+        certified += bool(len(sure)) and answer.predicted == answer.label
+    assert (cascade["certified"], cascade["natural"]) == (certified / 20, natural / 20)
+    first = table[table.network == 1]
+    right = first.predicted == first.label
+    assert (single["certified"], single["natural"]) == ((right & (first.margin > 0)).mean(), right.mean())
+    assert single["guaranteed"] == single["certified"]
+    assert cascade["guaranteed"] is None
+    assert single["certified"] > 0
+
+    # Of each network, the margins are its own; the second has learned of the images that the first did not certify.
+    training = open_dataset(spec(content).training.dataset)  # type: ignore[union-attr]
+    state = torch.load(tmp_path / "model-linear-program-1.pt", weights_only=True)
+    network = tiny().double()
+    network.load_state_dict(state["state_dict"])
+    for dataset, found in ((images, first.margin.to_numpy()), (training, None)):
+        pixels = torch.from_numpy(np.stack([dataset.read(index) for index in range(len(dataset))])).double() / 255
+        answers = network(pixels).argmax(1)
+        bounds = margins(network, pixels, answers, 1.58).detach().numpy()
+        bounds[np.arange(len(bounds)), answers] = np.inf
+        if found is not None:
+            np.testing.assert_allclose(bounds.min(1)[:20], found)
+    hard = np.flatnonzero(bounds.min(1) <= 0)
+    settings = torch.load(tmp_path / "model-linear-program-2.pt", weights_only=True)["training"]
+    assert settings["only_sha256"] == hashlib.sha256(hard.astype("<i8").tobytes()).hexdigest()
+
+    assert stn(content, "table1", "--linear-program", "3", "--json").exit_code == 0  # trains nothing again
+
+
+def test_rows_beyond_the_paper_are_of_the_same_images(content: dict[str, Any], tmp_path: Path) -> None:
+    content = {**content, "sampling": {"draws": 100}}
+    other = {
+        **content,
+        "model": {**content["model"], "checkpoint": str(tmp_path / "other.pt")},
+        "noise": {"sigma": 2.0},
+        "sampling": {"draws": 300},
+        "dataset": {"kind": "digits"},
+        "certificates": ["neyman_pearson_one_class"],
+        "training": {**content["training"], "method": "consistency", "draws": 3},
+    }
+    Path("other.yaml").write_text(yaml.safe_dump(other))
+    result = stn(content, "table1", "--beyond", "other.yaml")
+    assert result.exit_code == 0, result.output
+    *_, row = csv.read_csv(tmp_path / "out" / "table1.csv").to_pylist()
+    assert (row["name"], row["source"], row["draws"]) == (
+        "mnist by consistency, sigma = 2",
+        "ours, beyond the paper",
+        300,
+    )
+    assert row["certificate"] == "neyman_pearson_one_class, label"
+    store = open_store(str(tmp_path / "out" / "beyond-1"))
+    plan = read_plan(store)
+    assert plan.spec.dataset == read_plan(open_store(str(tmp_path / "out" / "stn-sigma-1.5-n-100"))).spec.dataset
+    assert plan.spec.radii == (0.0, 1.58)
 
 
 def test_rows_of_an_incomplete_run_say_so(content: dict[str, Any], tmp_path: Path) -> None:

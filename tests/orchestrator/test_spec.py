@@ -290,17 +290,17 @@ BAD: list[tuple[str, str, str]] = [
     (
         "training={method: gaussian, gamma: 1, dataset: {kind: digits}}",
         "training",
-        "gamma belongs to methods alp, stn and trades, and method gaussian has none",
+        "gamma belongs to methods alp, consistency, stn and trades, and method gaussian has none",
     ),
     (
         "training={method: clean, sigma: 1, dataset: {kind: digits}}",
         "training",
-        "sigma belongs to methods gaussian and stn, and",
+        "sigma belongs to methods consistency, gaussian, smoothadv and stn, and",
     ),
     (
         "training={attack: {epsilon: 1}, dataset: {kind: digits}}",
         "training",
-        "attack belongs to methods alp, madry and trades,",
+        "attack belongs to methods alp, madry, smoothadv and trades,",
     ),
     (
         "training={method: trades, dataset: {kind: digits}}",

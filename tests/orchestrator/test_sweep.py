@@ -90,7 +90,7 @@ def test_a_method_of_the_same_needs_keeps_them_and_others_get_their_own_defaults
     sections = [job.spec.training for job in found]
     assert [section and section.gamma for section in sections] == [2, None, None, None, None]
     assert [section and section.attack is not None for section in sections] == [True, True, True, False, False]
-    assert GAMMAS.keys() == {"stn", "trades", "alp"}
+    assert GAMMAS.keys() == {"stn", "trades", "alp", "consistency"}
 
 
 def test_without_training_the_same_network_is_certified_under_each_noise(content: dict[str, Any]) -> None:

@@ -12,7 +12,21 @@ from numpy.typing import NDArray
 from torch import nn
 
 from stn_core.attacks import PGD
-from stn_core.training import Batch, Clean, Gaussian, LogitPairing, Loss, Madry, Stability, Trades
+from stn_core.dual import margins
+from stn_core.models import Normalized
+from stn_core.training import (
+    Batch,
+    Clean,
+    Consistency,
+    Dual,
+    Gaussian,
+    LogitPairing,
+    Loss,
+    Madry,
+    SmoothAdversarial,
+    Stability,
+    Trades,
+)
 
 ATTACK = PGD("linf", 0.1, 3, 0.05)
 
@@ -110,6 +124,76 @@ def test_stability_is_clean_cross_entropy_plus_gamma_times_that_of_noisy_to_clea
     assert logits.shape == (5, 4)
 
 
+def copies(batch: Batch) -> Batch:
+    """The batch with noise that differs from draw to draw, and begins anew with every loss."""
+    draws = iter([0.25, -0.5, 0.125, 0.4])
+    return Batch(batch.clean, batch.labels, lambda: batch.clean + next(draws), batch.draw)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 10.0])
+def test_consistency_is_cross_entropy_and_divergence_from_the_mean_answer(net: Net, batch: Batch, gamma: float) -> None:
+    value, logits, shown = the_value(Consistency(gamma, 3), net, copies(batch))
+    drawn = [batch.clean + shift for shift in (0.25, -0.5, 0.125)]
+    assert torch.equal(shown, torch.cat(drawn))
+    answers = [probabilities(net, images) for images in drawn]
+    mean = np.mean(answers, axis=0)
+    fits = np.mean([cross_entropy(one_hot(batch), answer) for answer in answers])
+    apart = np.mean([cross_entropy(mean, answer) - cross_entropy(mean, mean) for answer in answers])
+    assert apart > 1e-4
+    assert value == close(float(fits + gamma * apart + 0.5 * cross_entropy(mean, mean)))
+    assert np.allclose(logits.exp(), mean, rtol=1e-5)
+
+
+def test_consistency_of_surest_answers_has_a_gradient(net: Net, batch: Batch) -> None:
+    with torch.no_grad():
+        net.layers[4].weight *= 1e4
+    value, _, _ = the_value(Consistency(10, 2), net, copies(batch))
+    assert np.isfinite(value)
+
+
+def test_smoothadv_is_cross_entropy_on_noisy_copies_of_images_that_are_hard_for_the_mean_answer(
+    net: Net, batch: Batch
+) -> None:
+    value, logits, shown = the_value(SmoothAdversarial(ATTACK, 2), net, copies(batch))
+    hard, other = (shown.chunk(2)[draw] - shift for draw, shift in enumerate((0.25, -0.5)))
+    torch.testing.assert_close(hard, other)
+    assert within(hard, batch)
+    answers = [probabilities(net, images) for images in shown.chunk(2)]
+    assert value == close(float(np.mean([cross_entropy(one_hot(batch), answer) for answer in answers])))
+    assert logits.shape == (5, 4)
+
+    def of_the_mean(images: torch.Tensor) -> float:
+        noisy = [probabilities(net, images + shift) for shift in (0.25, -0.5)]
+        return cross_entropy(one_hot(batch), np.mean(noisy, axis=0))
+
+    assert of_the_mean(hard) > of_the_mean(batch.clean)
+    # What is climbed is the mean answer's, and not the mean of each answer's own.
+    steps = PGD("linf", 0.1, 1, 0.05)
+    _, _, shown = the_value(SmoothAdversarial(steps, 2), net, copies(batch))
+    tried = batch.clean.clone().requires_grad_()
+    net.eval()
+    mean = sum(net.layers(tried + shift).softmax(1) for shift in (0.25, -0.5)) / 2
+    mean.gather(1, batch.labels[:, None]).log().sum().backward()
+    net.train()
+    assert tried.grad is not None
+    expected = (batch.clean - 0.05 * tried.grad.sign()).clamp(0, 1)
+    torch.testing.assert_close(shown.chunk(2)[0] - 0.25, expected)
+
+
+def test_dual_is_cross_entropy_on_the_worst_logits(batch: Batch) -> None:
+    torch.manual_seed(4)
+    model = Normalized(nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 4)).double())
+    loss, logits = Dual(0.3)(model, batch)
+    worst = -margins(model.network, batch.clean, batch.labels, 0.3)
+    torch.testing.assert_close(logits, worst)
+    exponents = np.exp(worst.detach().numpy())
+    assert float(loss.detach()) == close(
+        cross_entropy(one_hot(batch), exponents / exponents.sum(axis=1, keepdims=True))
+    )
+    assert float(loss.detach()) > float(Dual(0.0)(model, batch).loss.detach())
+    assert float(Dual(0.0)(model, batch).loss.detach()) == close(float(Clean()(model, batch).loss.detach()))
+
+
 def within(images: torch.Tensor, batch: Batch) -> bool:
     return bool((images - batch.clean).abs().max() <= 0.1 + 1e-9 and images.min() >= 0 and images.max() <= 1)
 
@@ -155,7 +239,9 @@ def test_trades_seeks_divergence_and_not_the_label(net: Net, batch: Batch) -> No
     assert torch.equal(*(the_value(Trades(1, ATTACK), net, one)[2] for one in (batch, other)))
 
 
-@pytest.mark.parametrize("loss", [Madry(ATTACK), Trades(1, ATTACK), LogitPairing(1, ATTACK)])
+@pytest.mark.parametrize(
+    "loss", [Madry(ATTACK), Trades(1, ATTACK), LogitPairing(1, ATTACK), SmoothAdversarial(ATTACK, 2)]
+)
 def test_attacks_are_on_the_network_as_it_answers(net: Net, batch: Batch, loss: Loss) -> None:
     the_value(loss, net, batch)
     *attack, last = [training for training, _ in net.shown]
@@ -173,7 +259,16 @@ def test_methods_without_noise_draw_none(net: Net, batch: Batch, loss: Loss) -> 
 
 
 @pytest.mark.parametrize(
-    "loss", [Clean(), Gaussian(), Stability(2), Madry(ATTACK), Trades(2, ATTACK), LogitPairing(2, ATTACK)]
+    "loss",
+    [
+        Clean(),
+        Gaussian(),
+        Stability(2),
+        Consistency(2, 2),
+        Madry(ATTACK),
+        Trades(2, ATTACK),
+        LogitPairing(2, ATTACK),
+    ],
 )
 def test_the_gradient_is_the_slope_of_the_loss_where_images_stay(net: Net, batch: Batch, loss: Loss) -> None:
     """Central differences in one weight. Adversarial images are held fixed, as all three papers do."""

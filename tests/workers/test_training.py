@@ -19,6 +19,7 @@ from tests.networks import tiny
 from tests.workers.samples import encoded, noise_image, write_mnist, write_parquet
 from workers.images import DatasetError, ImageSet, open_dataset
 from workers.settings import (
+    NEEDS,
     Attack,
     Augmentation,
     Digits,
@@ -127,12 +128,13 @@ def changed(job: TrainJob, **settings: Any) -> TrainJob:
 METHODS = [
     *((method, kind) for method in ("clean", "madry", "trades", "alp") for kind in ("gaussian",)),
     *((method, kind) for method in ("gaussian", "stn") for kind in NOISES),
+    *((method, kind) for method in ("consistency", "smoothadv") for kind in ("gaussian", "uniform")),
 ]
 
 
 def by(job: TrainJob, method: str, **settings: Any) -> TrainJob:
     """The job by another method, against a small attack where it has one."""
-    attack = Attack(epsilon=0.1, steps=2) if method in ("madry", "trades", "alp") else None
+    attack = Attack(epsilon=0.1, steps=2) if method in NEEDS["attack"] else None
     return changed(job, method=method, attack=attack, **settings)
 
 
@@ -261,6 +263,42 @@ def test_stability_training_shows_clean_and_noisy_images_at_once(job: TrainJob, 
         torch.testing.assert_close(second, drawn(NOISES[kind], image, step), rtol=0, atol=1e-6)
 
 
+def test_several_copies_of_an_image_have_noise_of_their_own(job: TrainJob, tmp_path: Path) -> None:
+    clean = shown(changed(job, method="clean", epochs=1), Alone(tmp_path / "clean"))
+    three = shown(changed(job, method="consistency", epochs=1, draws=3), Alone(tmp_path / "three"))
+    for step, (image, copies) in enumerate(zip(clean, three, strict=True)):
+        random = np.random.default_rng([5, 0, step, 1])
+        noise = random.standard_normal((3, *image.shape), dtype=np.float32)
+        assert torch.equal(copies, (image + 0.5 * torch.from_numpy(noise)).flatten(0, 1))
+
+
+def test_only_the_images_named_are_learned_of(job: TrainJob, digits: ImageSet, tmp_path: Path) -> None:
+    only = np.array([3, 5, 8, 9, 11, 13, 14, 17])
+    asked = dataclasses.replace(changed(job, method="clean", epochs=1), only=only)
+    (found,) = shown(asked, Alone(tmp_path))
+    order = only[epoch_order(5, 0, 8)]
+    assert torch.equal(
+        found, torch.from_numpy(np.stack([digits.read(index) for index in order.tolist()])).float() / 255
+    )
+
+
+def test_the_dual_is_trained_to_a_radius_that_rises(job: TrainJob, tmp_path: Path) -> None:
+    training = job.training.model_copy(update={"method": "dual", "radius": 0.8, "warmup": 2.0})
+    assert [training.loss(epochs) for epochs in (0, 1, 3)] == [losses.Dual(radius) for radius in (0.0, 0.4, 0.8)]
+
+    class Bare(Alone):
+        def prepare(self, model: nn.Module) -> nn.Module:
+            return model
+
+    session = Bare(tmp_path)
+    train(
+        dataclasses.replace(job, training=training.model_copy(update={"epochs": 12, "precision": "bfloat16"})), session
+    )
+    # The radius has risen by the third epoch; from then on more and more is certified.
+    assert session.epochs[-1].loss < session.epochs[2].loss
+    assert session.epochs[-1].accuracy > session.epochs[2].accuracy
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_optimizers_are_what_they_are_called(job: TrainJob, tmp_path: Path, optimizer: str) -> None:
     session = Alone(tmp_path)
@@ -276,11 +314,11 @@ def test_optimizers_are_what_they_are_called(job: TrainJob, tmp_path: Path, opti
 
 
 def test_the_regularisers_weight_rises_from_nothing(job: TrainJob, tmp_path: Path) -> None:
-    training = job.training.model_copy(update={"gamma": 4.0, "gamma_warmup": 2.0})
+    training = job.training.model_copy(update={"gamma": 4.0, "warmup": 2.0})
     weights = [training.loss(epochs) for epochs in (0, 0.5, 1, 2, 3)]
     assert weights == [losses.Stability(gamma) for gamma in (0, 1, 2, 4, 4)]
     # 23 images in batches of 8 are two steps an epoch: the first is by the label alone.
-    asked = changed(job, gamma=4.0, gamma_warmup=1e9, epochs=1)
+    asked = changed(job, gamma=4.0, warmup=1e9, epochs=1)
     session, plain = Alone(tmp_path / "warming"), Alone(tmp_path / "plain")
     train(asked, session)
     train(changed(job, gamma=0.0, epochs=1), plain)
@@ -547,5 +585,5 @@ def test_training_on_the_packaged_digits_learns_them(job: TrainJob, tmp_path: Pa
 
 def test_training_images_of_different_sizes_are_refused_with_what_to_set(job: TrainJob, tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "x.parquet", [encoded(noise_image(0, size=size)) for size in (8, 9)], [0, 1])
-    with pytest.raises(DatasetError, match=r"training\.dataset\.resize and crop"):
+    with pytest.raises(DatasetError, match=r"training\.dataset: .*: set resize and crop"):
         train(changed(job, dataset=ParquetImages(kind="parquet", path=path)), Alone(tmp_path))

@@ -1,0 +1,204 @@
+"""Commands that train and certify several jobs as one: sweep, paper table1, paper figure1. Run again, they resume."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+from orchestrator.cli.job import train_spec
+from orchestrator.cli.printing import incomplete, print_best, print_table1
+from orchestrator.cli.shell import EXIT_INCOMPLETE, Commands, command, job_options, load, say
+from orchestrator.spec import load_spec
+from stn_core.naming import pick
+from workers import layout
+from workers.settings import Method
+from workers.store import Store
+
+
+def _sigmas(_: click.Context, parameter: click.Parameter, value: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"expected numbers separated by commas, got {value!r}") from None
+
+
+def _methods(_: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
+    known = get_args(Method)
+    try:
+        return tuple(pick({name: name for name in known}, part, "method") for part in value.split(",")) if value else ()
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+_sigma_option = click.option(
+    "--sigma", "sigmas", required=True, callback=_sigmas, metavar="S,S,…", help="Noise of each run."
+)
+
+
+@click.command()
+@job_options
+@_sigma_option
+@click.option("--method", "methods", callback=_methods, metavar="M,M,…", help="Of training. Default: the spec's.")
+@command
+def sweep(
+    spec: Path,
+    sigmas: tuple[float, ...],
+    methods: tuple[Any, ...],
+    run: str | None,
+    overrides: tuple[str, ...],
+    limit: int | None,
+    as_json: bool,
+) -> int:
+    """Train and certify one network for each sigma and method; one figure with all curves, and the best at each radius.
+
+    Runs are kept below the spec's, the figure and its report beside them. Run it again to resume.
+
+    Example: stn sweep examples/demo.yaml --sigma 0.3,0.5,0.7 --method stn,gaussian --run runs/sweep
+    """
+    from orchestrator.report import publish
+    from orchestrator.sweep import points
+
+    loaded = load(spec, overrides, run, limit)
+    jobs, target = points(loaded, sigmas, methods), loaded.store.open()
+    complete = _carry_out(jobs, target)
+    runs = publish([job.spec.store.open() for job in jobs], target)
+    if not as_json:
+        print_best(runs)
+    return _finish(complete, target, (layout.FIGURE, layout.REPORT), {"curves": _curves(runs)}, as_json)
+
+
+@click.group(cls=Commands)
+def paper() -> None:
+    """The paper's own comparisons, trained and certified from one spec each; run again to resume.
+
+    Example: stn paper table1 examples/mnist.yaml
+    """
+
+
+@paper.command()
+@job_options
+@click.option(
+    "--beyond",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="SPEC",
+    help="A job that is not the paper's, on the same images: rows of their own. Repeatable.",
+)
+@click.option(
+    "--linear-program",
+    "networks",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Also train the rival by linear programming: a single network, and a cascade of at most N.",
+)
+@command
+def table1(
+    spec: Path,
+    beyond: tuple[Path, ...],
+    networks: int | None,
+    run: str | None,
+    overrides: tuple[str, ...],
+    limit: int | None,
+    as_json: bool,
+) -> int:
+    """Table 1: STN, its ablation and PixelDP beside the paper's figures, at its n = 100 and at the spec's.
+
+    Runs are kept below the spec's, table1.csv beside them.
+
+    Example: stn paper table1 examples/mnist.yaml --linear-program 4 --run runs/table1
+    """
+    from orchestrator import linear_program
+    from orchestrator.paper import TABLE_1, beyond_jobs, rows_csv, table1, table1_jobs
+
+    loaded = load(spec, overrides, run, limit)
+    jobs, target = table1_jobs(loaded), loaded.store.open()
+    others = beyond_jobs(loaded, [load_spec(path) for path in beyond])
+    complete = _carry_out([*jobs, *others], target)
+    program = None
+    if networks is not None:
+        program = linear_program.carry_out(loaded, networks, TABLE_1[loaded.model.name].radius, _train_network)
+        target.replace(layout.LINEAR_PROGRAM, linear_program.encode(program))
+    own, further = ([job.spec.store.open() for job in group] for group in (jobs, others))
+    rows = table1(own, further, program)
+    target.replace(layout.TABLE_1, rows_csv(rows))
+    if not as_json:
+        print_table1(rows, jobs[0].spec)
+    written = (layout.TABLE_1, *((layout.LINEAR_PROGRAM,) if networks is not None else ()))
+    return _finish(complete, target, written, {"rows": [dataclasses.asdict(row) for row in rows]}, as_json)
+
+
+@paper.command()
+@job_options
+@_sigma_option
+@command
+def figure1(
+    spec: Path,
+    sigmas: tuple[float, ...],
+    run: str | None,
+    overrides: tuple[str, ...],
+    limit: int | None,
+    as_json: bool,
+) -> int:
+    """Figure 1: certified accuracy of STN for several sigma, without stability training, and of PixelDP at its best.
+
+    Runs are kept below the spec's, figure1.png and their report beside them.
+
+    Example: stn paper figure1 examples/mnist.yaml --sigma 0.5,0.7,1.0 --run runs/figure1
+    """
+    from orchestrator.paper import METHODS, figure1_png
+    from orchestrator.report import publish
+    from orchestrator.sweep import points
+
+    loaded = load(spec, (*overrides, "certificates=[renyi, pixeldp]"), run, limit)
+    jobs, target = points(loaded, sigmas, METHODS), loaded.store.open()
+    complete = _carry_out(jobs, target)
+    stores = [job.spec.store.open() for job in jobs]
+    target.replace(layout.FIGURE_1, figure1_png(stores))
+    runs = publish(stores, target)
+    return _finish(complete, target, (layout.FIGURE_1, layout.REPORT), {"curves": _curves(runs)}, as_json)
+
+
+def _carry_out(jobs: Sequence[Any], target: Store) -> bool:
+    """Train, where they have a training section, and certify the points of a sweep; whether all are complete."""
+    from orchestrator.certify import certify_run
+    from orchestrator.sweep import check_ready
+
+    check_ready(jobs, target)
+    complete = True
+    for number, job in enumerate(jobs, 1):
+        say(f"{number} of {len(jobs)}: {job.name}")
+        if job.spec.training is not None:
+            train_spec(job.spec)
+        result = certify_run(job.spec)
+        if not result.complete:
+            for shard, reason in result.given_up.items():
+                say(f"shard {shard} was given up: {reason}")
+            say(incomplete(result.reduced.summary))
+        complete = complete and result.complete
+    return complete
+
+
+def _train_network(spec: Any, only: Any) -> None:
+    images = "all" if only is None else f"the {len(only)} that none has certified yet"
+    say(f"linear program: a network for {images} of the training images")
+    train_spec(spec, only)
+
+
+def _curves(runs: Sequence[Any]) -> dict[str, Any]:
+    return {run.name: run.reduced.curves.to_pylist() for run in runs}
+
+
+def _finish(complete: bool, target: Store, names: Sequence[str], content: Mapping[str, Any], as_json: bool) -> int:
+    """Say what was written; the command's exit code."""
+    written = [f"{target.uri}/{name}" for name in names]
+    if as_json:
+        click.echo(json.dumps({"complete": complete, "written": written, **content}))
+    else:
+        for path in written:
+            click.echo(f"wrote {path}")
+    return 0 if complete else EXIT_INCOMPLETE

@@ -1,0 +1,166 @@
+"""The paper's rival [17], really run: small networks certified by the dual of a linear program, alone and in a cascade.
+
+A cascade's next network learns of the training images that none before it certifies (Wong et al. 2018, section 3.3).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+
+from orchestrator.errors import SpecError
+from orchestrator.spec import Spec, validate
+from orchestrator.sweep import beside_checkpoint
+from stn_core.dual import margins
+from workers.counting import load_model
+from workers.images import DatasetError, load_all
+from workers.settings import Dataset
+
+#: One row per image of the data set and network.
+SCHEMA = pa.schema(
+    [
+        pa.field("network", pa.int64(), nullable=False, metadata={"is": "number in the cascade, from 1"}),
+        pa.field("index", pa.int64(), nullable=False, metadata={"is": "the image's, in the data set"}),
+        pa.field("label", pa.int64(), nullable=False),
+        pa.field("predicted", pa.int64(), nullable=False),
+        pa.field(
+            "margin",
+            pa.float64(),
+            nullable=False,
+            metadata={"is": "by how much the predicted class's logit exceeds all others within the radius, at least"},
+        ),
+    ]
+)
+
+_CHUNK = 256
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What a cascade, or one network, comes to.
+
+    Attributes:
+        certified: share of images that the first network to certify any class certifies as what they are.
+        natural: share that this network, or the last where none certifies, answers right.
+    """
+
+    certified: float
+    natural: float
+
+
+def network_spec(spec: Spec, number: int, radius: float) -> Spec:
+    """The job that trains a network of the cascade.
+
+    Args:
+        spec: Table 1's; its data and the size of its training are kept.
+        number: in the cascade, from 1.
+        radius: L2, in [0, 1] pixel units.
+
+    Raises:
+        SpecError: the spec has no training section or checkpoint.
+    """
+    training = spec.training
+    if training is None or spec.model.checkpoint is None:
+        raise SpecError("a linear program needs the spec's training section and model.checkpoint")
+    kept = ("dataset", "validation", "epochs", "batch_size", "seed", "threads_per_worker")
+    content = spec.model_dump()
+    content["model"] = {
+        "name": f"{spec.model.name}_shallow",
+        "num_classes": spec.model.num_classes,
+        "checkpoint": beside_checkpoint(spec.model.checkpoint, f"linear-program-{number}"),
+    }
+    # A third of a percent a step is what its small networks bear; the radius rises for half of the time.
+    content["training"] = {key: value for key, value in content["training"].items() if key in kept} | {
+        "method": "dual",
+        "radius": radius,
+        "warmup": training.epochs / 2,
+        "learning_rate": 0.003,
+    }
+    return validate(content, f"linear program, network {number}")
+
+
+def carry_out(
+    spec: Spec, networks: int, radius: float, train: Callable[[Spec, NDArray[np.int64] | None], object]
+) -> pa.Table:
+    """Train the cascade and certify the data set's images by each of its networks.
+
+    Args:
+        spec: Table 1's.
+        networks: at most so many; fewer where training images run out.
+        radius: L2, in [0, 1] pixel units.
+        train: as a spec says, on those of its training images.
+
+    Returns:
+        A table of ``SCHEMA``.
+
+    Raises:
+        SpecError: the spec has no training section or checkpoint, or data that cannot be used.
+    """
+    left: NDArray[np.int64] | None = None
+    found = []
+    for number in range(1, networks + 1):
+        job = network_spec(spec, number, radius)
+        assert job.training is not None
+        train(job, left)
+        found.append(_certified(job, job.dataset, None, number, radius))
+        if number < networks:
+            measured = _certified(job, job.training.dataset, left, number, radius)
+            hard = np.flatnonzero(measured["margin"].to_numpy() <= 0)
+            left = hard if left is None else left[hard]
+            if len(left) < job.training.batch_size:
+                break
+    return pa.concat_tables(found)
+
+
+def counted(table: pa.Table, networks: int) -> Counted:
+    """The figures of the first so many networks of a table of ``SCHEMA``."""
+    numbers, predicted, margin = (table[name].to_numpy() for name in ("network", "predicted", "margin"))
+    cascade = [numbers == number for number in range(1, min(networks, int(numbers.max())) + 1)]
+    labels = table["label"].to_numpy()[cascade[0]]
+    certifies = np.stack([margin[rows] > 0 for rows in cascade])
+    answers = np.stack([predicted[rows] for rows in cascade])
+    deciding = np.where(certifies.any(axis=0), certifies.argmax(axis=0), len(cascade) - 1)
+    right = np.take_along_axis(answers, deciding[None], axis=0)[0] == labels
+    return Counted(float((right & certifies.any(axis=0)).mean()), float(right.mean()))
+
+
+def encode(table: pa.Table) -> bytes:
+    """A table of ``SCHEMA`` as Parquet."""
+    file = io.BytesIO()
+    pq.write_table(table, file)
+    return file.getvalue()
+
+
+def _certified(job: Spec, dataset: Dataset, only: NDArray[np.int64] | None, number: int, radius: float) -> pa.Table:
+    """A table of ``SCHEMA`` for one network; in float64, so that rounding is far below any margin that counts."""
+    try:
+        images = load_all(dataset, job.store.options, only)
+        model = load_model(job.model, job.model.num_classes or images.num_classes, job.store.options)
+    except (DatasetError, ValueError) as error:
+        raise SpecError(str(error)) from error
+    network = model.network.double()
+    predicted, margin = [], []
+    with torch.inference_mode():
+        for first in range(0, len(images.labels), _CHUNK):
+            pixels = torch.from_numpy(images.pixels[first : first + _CHUNK]).double() / 255
+            answer = network(pixels).argmax(dim=1)
+            over = margins(network, pixels, answer, radius)
+            # Over itself it has none.
+            over.scatter_(1, answer[:, None], torch.inf)
+            predicted.append(answer.numpy())
+            margin.append(over.min(dim=1).values.numpy())
+    columns: Sequence[object] = (
+        np.full(len(images.labels), number),
+        images.indices,
+        images.labels,
+        np.concatenate(predicted),
+        np.concatenate(margin),
+    )
+    return pa.table(dict(zip(SCHEMA.names, columns, strict=True)), schema=SCHEMA)
