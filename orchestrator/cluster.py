@@ -286,7 +286,7 @@ def fit(
         scaling_config=ray.train.ScalingConfig(
             num_workers=job.training.workers,
             use_gpu=gpu,
-            resources_per_worker={"CPU": job.threads, **({"GPU": 1} if gpu else {})},
+            resources_per_worker={"CPU": job.cpus, **({"GPU": 1} if gpu else {})},
         ),
         run_config=ray.train.RunConfig(
             name=name,

@@ -87,7 +87,7 @@ def train_model(spec: Spec, *, observe: Callable[[Epoch], None], only: NDArray[n
             store.replace(epochs.beside(name), epochs.encode(figures, digest))
         observe(figures[-1])
 
-    with cluster(job.training.workers * job.threads + 1) as capacity:
+    with cluster(job.training.workers * job.cpus + 1) as capacity:
         content = fit(
             job,
             name=f"training-{digest[:16]}",  # "train-…" had states without epochs
@@ -106,7 +106,7 @@ def train_model(spec: Spec, *, observe: Callable[[Epoch], None], only: NDArray[n
 
 
 #: Settings that came later. Checkpoints trained before, without them, stay known by the others.
-_LATER = ("augment", "attack", "radius", "warmup", "draws", "optimizer")
+_LATER = ("augment", "attack", "radius", "warmup", "draws", "random_crop", "optimizer")
 
 
 def _noise(noise: Noise) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def _settings(training: Training) -> dict[str, Any]:
     """What decides the weights: neither paths nor workers do, nor what is measured meanwhile."""
     settings = training.model_dump(
         mode="json",
-        exclude={"workers": True, "threads_per_worker": True, "validation": True, "dataset": {"path"}},
+        exclude={"workers": True, "threads_per_worker": True, "loaders": True, "validation": True, "dataset": {"path"}},
     )
     default = {name: Training.model_fields[name].default for name in _LATER}
     return {name: value for name, value in settings.items() if name not in default or value != default[name]}

@@ -188,20 +188,24 @@ def _read_mnist(folder: Path, split: str) -> tuple[torch.Tensor, torch.Tensor]:
     return images, read_label_file(str(folder / f"{split}-labels-idx1-ubyte"))
 
 
-def _decode(encoded: bytes, resize: int | None, crop: int | None) -> Pixels:
-    """Decode to RGB, resize the shorter side, crop the centre; as the usual ImageNet evaluation does."""
-    from torchvision.transforms import functional as transform
-
+def _decode(encoded: bytes) -> Image.Image:
+    """An encoded image as RGB, 8 bits a channel. Raises UnreadableImage."""
     try:
         image: Any = Image.open(io.BytesIO(encoded))
         if image.mode.startswith("I"):
             # 16 bits a pixel: PIL would clip to 255 where the upper byte is meant.
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        image = image.convert("RGB")
+        return image.convert("RGB")
     except UnidentifiedImageError as error:
         raise UnreadableImage("cannot be decoded: no image format known") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UnreadableImage(f"cannot be decoded: {one_line(error)}") from error
+
+
+def _evaluated(image: Any, resize: int | None, crop: int | None) -> Pixels:
+    """The shorter side resized, the centre cropped; as the usual ImageNet evaluation does."""
+    from torchvision.transforms import functional as transform
+
     if resize is not None:
         image = transform.resize(image, [resize])
     if crop is not None:
@@ -209,11 +213,36 @@ def _decode(encoded: bytes, resize: int | None, crop: int | None) -> Pixels:
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
-class _Folder(ImageSet):
+class EncodedImages(ImageSet):
+    """Images that are decoded when they are read."""
+
+    _resize: int | None
+    _crop: int | None
+
+    @abstractmethod
+    def encoded(self, index: int) -> bytes:
+        """The image as it is stored, whole. Raises UnreadableImage; what may pass is another error."""
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """What the image is called in messages about it; empty where it has no name."""
+
+    def decoded(self, index: int) -> Image.Image:
+        """The whole image as RGB. Raises as ``encoded`` does."""
+        try:
+            return _decode(self.encoded(index))
+        except UnreadableImage as error:
+            raise UnreadableImage(f"{self.name(index)} {error}".strip()) from error
+
+    def read(self, index: int) -> Pixels:
+        return _evaluated(self.decoded(index), self._resize, self._crop)
+
+
+class _Folder(EncodedImages):
     """path/CLASS/FILE, as torchvision's ImageFolder orders it."""
 
     def __init__(self, dataset: ImageFolder, files: Files) -> None:
-        self._dataset, self._files = dataset, files
+        self._resize, self._crop, self._files = dataset.resize, dataset.crop, files
         try:
             listing = files.walk()
         except (FileNotFoundError, NotADirectoryError):
@@ -239,24 +268,22 @@ class _Folder(ImageSet):
         digest = hashlib.sha256(self._names[index].encode()).digest()
         return int.from_bytes(digest[:8], "little") >> 1
 
-    def read(self, index: int) -> Pixels:
-        name = self._names[index]
+    def name(self, index: int) -> str:
+        return self._names[index]
+
+    def encoded(self, index: int) -> bytes:
         try:
-            encoded = self._files.read(name)
+            return self._files.read(self._names[index])
         except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
             # Other errors may pass: they fail the shard, which is tried again.
-            raise UnreadableImage(f"{name} cannot be read: {error.strerror}") from error
-        try:
-            return _decode(encoded, self._dataset.resize, self._dataset.crop)
-        except UnreadableImage as error:
-            raise UnreadableImage(f"{name} {error}") from error
+            raise UnreadableImage(f"cannot be read: {error.strerror}") from error
 
 
-class _Parquet(ImageSet):
+class _Parquet(EncodedImages):
     """Encoded images in Parquet, read a row group at a time."""
 
     def __init__(self, dataset: ParquetImages, options: S3Options | None) -> None:
-        self._dataset = dataset
+        self._resize, self._crop = dataset.resize, dataset.crop
         place, self._files, tables = _tables(dataset.path, options)
         columns = f"{dataset.image_column} {dataset.label_column}"
         digest = hashlib.sha256(f"{dataset.resize} {dataset.crop} {columns}\n".encode())
@@ -295,7 +322,10 @@ class _Parquet(ImageSet):
         self.fingerprint = digest.hexdigest()
         self._loaded: tuple[int, pa.ChunkedArray] | None = None
 
-    def read(self, index: int) -> Pixels:
+    def name(self, index: int) -> str:
+        return ""
+
+    def encoded(self, index: int) -> bytes:
         group = int(np.searchsorted(self._starts, index, side="right")) - 1
         if self._loaded is None or self._loaded[0] != group:
             table, number, column = self._groups[group]
@@ -309,7 +339,7 @@ class _Parquet(ImageSet):
         encoded = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(encoded, bytes):
             raise UnreadableImage("holds no bytes")
-        return _decode(encoded, self._dataset.resize, self._dataset.crop)
+        return encoded
 
 
 def _tables(path: Path | str, options: S3Options | None) -> tuple[Path | str, Files, Sequence[File]]:

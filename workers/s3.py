@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import boto3
 from boto3.exceptions import S3UploadFailedError
@@ -83,7 +83,7 @@ class S3Store:
         if not self._bucket:
             raise StoreError(f"{uri} names no bucket: expected s3://bucket/prefix")
         self.uri = f"s3://{self._bucket}/{self._prefix}".rstrip("/")
-        self._single_writer = options.single_writer
+        self._single_writer, self._options = options.single_writer, options
         config = Config(
             retries={"mode": "adaptive", "total_max_attempts": _ATTEMPTS},
             connect_timeout=10,
@@ -97,6 +97,10 @@ class S3Store:
             self._client: Any = session.client("s3", endpoint_url=options.endpoint_url, config=config)
             # The spec is checked when it is read; the environment and AWS's files may say it too.
             check_endpoint(self._client.meta.endpoint_url)
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, S3Options]]:
+        # A connection is no other process's: that opens its own.
+        return type(self), (self.uri, self._options)
 
     def create(self, key: str, content: bytes) -> bool:
         if self._single_writer:

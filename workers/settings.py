@@ -295,6 +295,10 @@ class Training(Section):
     )
     attack: Attack | None = Field(None, description="whom madry, trades, alp and smoothadv train against")
     draws: PositiveInt = Field(2, description="noisy copies of each image, of consistency and smoothadv")
+    random_crop: PositiveInt | None = Field(
+        None, description="side of crops of random size, shape and place, pixels; of image_folder only"
+    )
+    loaders: int = Field(2, ge=0, description="processes that decode the images of an image_folder, for each worker")
     epochs: PositiveInt = 10
     batch_size: PositiveInt = Field(128, description="images per step, over all workers")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="sgd: with Nesterov momentum 0.9")
@@ -321,6 +325,8 @@ class Training(Section):
             raise ValueError("method dual needs a radius to certify, such as radius: 1.58")
         if self.method == "dual" and self.workers > 1:
             raise ValueError(f"method dual trains in one process: set workers to 1, not {self.workers}")
+        if self.random_crop is not None and not isinstance(self.dataset, ImageFolder):
+            raise ValueError("random_crop needs dataset.kind image_folder: other images are held decoded")
         if self.batch_size < self.workers:
             raise ValueError(f"batch_size {self.batch_size} is less than one image for each of {self.workers} workers")
         return self

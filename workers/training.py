@@ -6,6 +6,7 @@ neither on how many workers share a batch nor on interruptions. Dropout is a fun
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import tempfile
@@ -24,8 +25,8 @@ from torch.optim.lr_scheduler import OneCycleLR
 from stn_core import noise as noises
 from stn_core.training import Batch
 from workers.counting import load_model
-from workers.images import DatasetError, load_all
-from workers.settings import Augmentation, Dataset, Model, Noise, Training
+from workers.loading import Source, open_source
+from workers.settings import Augmentation, ImageFolder, Model, Noise, Training
 from workers.store import S3Options
 
 #: Name of the file a checkpoint consists of.
@@ -55,6 +56,11 @@ class TrainJob:
     only: NDArray[np.int64] | None = None
     import_paths: tuple[str, ...] = ()
     storage: S3Options | None = None
+
+    @property
+    def cpus(self) -> int:
+        """That one worker needs, with those who decode for it."""
+        return self.threads + (self.training.loaders if isinstance(self.training.dataset, ImageFolder) else 0)
 
 
 @dataclass(frozen=True)
@@ -103,12 +109,28 @@ def train(job: TrainJob, session: Session) -> None:
     The checkpoint's ``state.pt`` holds the network's state dict under "network", the figures of epochs under "epochs".
     """
     settings = job.training
-    pixels, labels = _load("training.dataset", settings.dataset, job.storage, job.only)
-    # One worker measures; the others meet it when they report.
-    measured = settings.validation if session.rank == 0 else None
-    validation = None if measured is None else _load("training.validation", measured, job.storage)
-    steps = max(1, len(pixels) // settings.batch_size)
+    with contextlib.ExitStack() as stack:
+        images = open_source(
+            "training.dataset",
+            settings.dataset,
+            storage=job.storage,
+            only=job.only,
+            random_crop=settings.random_crop,
+            loaders=settings.loaders,
+        )
+        stack.callback(images.close)
+        validation = None
+        if settings.validation is not None and session.rank == 0:  # one measures; the others meet it when they report
+            validation = open_source(
+                "training.validation", settings.validation, storage=job.storage, loaders=settings.loaders
+            )
+            stack.callback(validation.close)
+        _train(job, session, images, validation)
 
+
+def _train(job: TrainJob, session: Session, images: Source, validation: Source | None) -> None:
+    settings = job.training
+    steps = max(1, len(images) // settings.batch_size)
     noise = job.noise.build()
     torch.manual_seed(settings.seed)
     bare = load_model(job.model.model_copy(update={"checkpoint": None}), job.num_classes)
@@ -138,16 +160,21 @@ def train(job: TrainJob, session: Session) -> None:
         model.train()
         # Dropout too follows from the epoch alone, so that a resumed training ends as an undisturbed one does.
         torch.manual_seed(_dropout_seed(settings.seed, number, session.rank))
-        order = epoch_order(settings.seed, number, len(pixels))
+        order = epoch_order(settings.seed, number, len(images))
+        shares = [
+            Share(min(settings.batch_size, len(images)), slice(session.rank, None, session.world_size), (number, step))
+            for step in range(steps)
+        ]
+        rows = [order[share.step[1] * settings.batch_size :][: share.rows][share.own] for share in shares]
+        seeds = [share.seeds(settings.seed) for share in shares]
         loss_sum, right, seen, rate = 0.0, 0, 0, 0.0
-        for step in range(steps):
-            rows = order[step * settings.batch_size : (step + 1) * settings.batch_size]
-            batch = _share(job, noise, session, pixels[rows], labels[rows], (number, step))
+        for share, (pixels, labels) in zip(shares, images.batches(rows, seeds), strict=True):
+            batch = _batch(settings, noise, session.device, share, pixels, labels)
             with autocast:
-                loss, logits = settings.loss(number + step / steps)(model, batch)
+                loss, logits = settings.loss(number + share.step[1] / steps)(model, batch)
             optimizer.zero_grad()
             # Shares may differ by an image: so weighted, the mean over workers is the mean over the global batch.
-            (loss * (len(batch.clean) * session.world_size / len(rows))).backward()
+            (loss * (len(batch.clean) * session.world_size / share.rows)).backward()
             rate = float(schedule.get_last_lr()[0])
             optimizer.step()
             schedule.step()
@@ -181,44 +208,66 @@ def _optimizer(settings: Training, model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay)
 
 
-def _share(
-    job: TrainJob,
+@dataclass(frozen=True)
+class Share:
+    """A worker's part of a global batch.
+
+    Attributes:
+        rows: images of the global batch.
+        own: which of them are this worker's.
+        step: of the epoch of that number, the number.
+    """
+
+    rows: int
+    own: slice
+    step: tuple[int, int]
+
+    def seeds(self, seed: int) -> NDArray[np.uint64]:
+        """One for each of its own images."""
+        drawn: NDArray[np.uint64] = _random(seed, *self.step, "crop").integers(0, 2**63, self.rows, np.uint64)[self.own]
+        return drawn
+
+
+def _batch(
+    settings: Training,
     noise: noises.Noise,
-    session: Session,
+    device: torch.device,
+    share: Share,
     pixels: torch.Tensor,
     labels: torch.Tensor,
-    step: tuple[int, int],
 ) -> Batch:
-    """A worker's share of the images of a step, which is given as epoch and number. What is random is drawn for the
-    global batch, of which each worker keeps its own part."""
-    settings = job.training
-    own, device = slice(session.rank, None, session.world_size), session.device
+    """A worker's images of a step. What is random is drawn for the global batch, of which each keeps its own part."""
     if settings.augment is not None:
-        pixels = augmented(pixels, settings.augment, _random(settings.seed, *step, "augmentation"))
-
-    random = batch_random(settings.seed, *step)
+        pixels = augmented(pixels, settings.augment, _random(settings.seed, *share.step, "augmentation"), share)
+    whole = (share.rows, *pixels.shape[1:])
+    random = batch_random(settings.seed, *share.step)
 
     def noisy() -> torch.Tensor:
-        return noise.disturb(pixels, random)[own].to(device)
+        # Noise may depend on the image it falls on, but what is drawn for the others is not kept.
+        if len(pixels) == share.rows:
+            return noise.disturb(pixels, random).to(device)
+        everybodys = torch.zeros(whole, dtype=pixels.dtype)
+        everybodys[share.own] = pixels
+        return noise.disturb(everybodys, random)[share.own].to(device)
 
     def draw(sample: Callable[[np.random.Generator, tuple[int, ...]], NDArray[np.float32]]) -> torch.Tensor:
-        drawn = sample(_random(settings.seed, *step, "attack"), tuple(pixels.shape))
-        return torch.from_numpy(drawn)[own].to(device)
+        drawn = sample(_random(settings.seed, *share.step, "attack"), whole)
+        return torch.from_numpy(drawn)[share.own].to(device)
 
-    return Batch((pixels[own].float() / 255).to(device), labels[own].to(device), noisy, draw)
+    return Batch((pixels.float() / 255).to(device), labels.to(device), noisy, draw)
 
 
-def augmented(pixels: torch.Tensor, settings: Augmentation, random: np.random.Generator) -> torch.Tensor:
+def augmented(pixels: torch.Tensor, settings: Augmentation, random: np.random.Generator, share: Share) -> torch.Tensor:
     """Images (rows, channels, height, width), each shifted and mirrored by its own chance."""
-    rows, _, height, width = pixels.shape
-    left, top = random.integers(0, 2 * settings.crop + 1, (2, rows))
-    mirrored = random.random(rows) < 0.5
+    _, _, height, width = pixels.shape
+    left, top = random.integers(0, 2 * settings.crop + 1, (2, share.rows))[:, share.own]
+    mirrored = (random.random(share.rows) < 0.5)[share.own]
     across = left[:, None] + np.arange(width)
     if settings.flip:
         across = np.where(mirrored[:, None], across[:, ::-1], across)
     down = top[:, None] + np.arange(height)
     padded = nn.functional.pad(pixels, [settings.crop] * 4)
-    image = torch.arange(rows)[:, None, None]
+    image = torch.arange(len(pixels))[:, None, None]
     # Indices around a slice: the channels come last.
     return padded[image, :, torch.from_numpy(down)[:, :, None], torch.from_numpy(across.copy())[:, None, :]].movedim(
         -1, 1
@@ -226,25 +275,22 @@ def augmented(pixels: torch.Tensor, settings: Augmentation, random: np.random.Ge
 
 
 def _measure(
-    model: nn.Module,
-    images: tuple[torch.Tensor, torch.Tensor],
-    noise: noises.Noise,
-    device: torch.device,
-    settings: Training,
-    epoch: int,
+    model: nn.Module, images: Source, noise: noises.Noise, device: torch.device, settings: Training, epoch: int
 ) -> tuple[float, float]:
     """Accuracy on images, and on one noisy copy of each."""
-    pixels, labels = images
     model.eval()
     clean = noisy = 0
+    rows = [
+        np.arange(first, min(first + settings.batch_size, len(images)))
+        for first in range(0, len(images), settings.batch_size)
+    ]
     with torch.no_grad():
-        for step, first in enumerate(range(0, len(pixels), settings.batch_size)):
-            rows = slice(first, first + settings.batch_size)
-            truth = labels[rows].to(device)
-            disturbed = noise.disturb(pixels[rows], _random(settings.seed, epoch, step, "validation"))
-            clean += int((model((pixels[rows].float() / 255).to(device)).argmax(dim=1) == truth).sum())
+        for step, (pixels, labels) in enumerate(images.batches(rows, [np.zeros(len(own), np.uint64) for own in rows])):
+            truth = labels.to(device)
+            disturbed = noise.disturb(pixels, _random(settings.seed, epoch, step, "validation"))
+            clean += int((model((pixels.float() / 255).to(device)).argmax(dim=1) == truth).sum())
             noisy += int((model(disturbed.to(device)).argmax(dim=1) == truth).sum())
-    return clean / len(pixels), noisy / len(pixels)
+    return clean / len(images), noisy / len(images)
 
 
 def epoch_order(seed: int, epoch: int, images: int) -> NDArray[np.int64]:
@@ -258,7 +304,7 @@ def batch_random(seed: int, epoch: int, step: int) -> np.random.Generator:
 
 
 #: Numbers that keep a step's streams apart from each other, and from the epoch's order.
-_STREAMS = {"noise": 1, "augmentation": 3, "attack": 4, "validation": 5}
+_STREAMS = {"noise": 1, "augmentation": 3, "attack": 4, "validation": 5, "crop": 6}
 
 
 def _random(seed: int, epoch: int, step: int, stream: str) -> np.random.Generator:
@@ -267,17 +313,6 @@ def _random(seed: int, epoch: int, step: int, stream: str) -> np.random.Generato
 
 def _dropout_seed(seed: int, epoch: int, rank: int) -> int:
     return int(np.random.SeedSequence([seed, epoch, rank, 2]).generate_state(1, np.uint64)[0])
-
-
-def _load(
-    key: str, dataset: Dataset, storage: S3Options | None, only: NDArray[np.int64] | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """All images, uint8, and their labels, int64."""
-    try:
-        images = load_all(dataset, storage, only)
-    except DatasetError as error:
-        raise DatasetError(f"{key}: {error}") from error
-    return torch.from_numpy(images.pixels), torch.from_numpy(images.labels)
 
 
 def _low_precision(precision: Literal["auto", "float32", "bfloat16"], device: torch.device) -> bool:

@@ -33,7 +33,7 @@ from workers.settings import (
     Training,
     UniformNoise,
 )
-from workers.training import STATE, Epoch, TrainJob, augmented, batch_random, epoch_order, train
+from workers.training import STATE, Epoch, Share, TrainJob, augmented, batch_random, epoch_order, train
 
 #: One of each kind; splitting noise of this scale has 51 offsets.
 NOISES: dict[str, Noise] = {
@@ -130,6 +130,11 @@ METHODS = [
     *((method, kind) for method in ("gaussian", "stn") for kind in NOISES),
     *((method, kind) for method in ("consistency", "smoothadv") for kind in ("gaussian", "uniform")),
 ]
+
+
+def whole(rows: int) -> Share:
+    """All of a batch, for one worker."""
+    return Share(rows, slice(None), (0, 0))
 
 
 def by(job: TrainJob, method: str, **settings: Any) -> TrainJob:
@@ -456,7 +461,9 @@ def test_one_worker_measures_and_what_it_measures_changes_nothing(job: TrainJob,
 
 def test_shifted_and_mirrored_images_are_all_there_can_be() -> None:
     image = torch.arange(1, 2 * 3 * 4 + 1, dtype=torch.uint8).reshape(2, 3, 4)
-    found = augmented(image.expand(2000, -1, -1, -1), Augmentation(crop=1, flip=True), np.random.default_rng(1))
+    found = augmented(
+        image.expand(2000, -1, -1, -1), Augmentation(crop=1, flip=True), np.random.default_rng(1), whole(2000)
+    )
     expected = set()
     for mirrored in (image, image.flip(2)):
         padded = nn.functional.pad(mirrored, (1, 1, 1, 1))
@@ -474,7 +481,7 @@ def test_shifted_and_mirrored_images_are_all_there_can_be() -> None:
 @pytest.mark.parametrize("settings", [Augmentation(), Augmentation(flip=True), Augmentation(crop=2)])
 def test_what_is_not_asked_for_does_not_happen(settings: Augmentation) -> None:
     images = torch.randint(0, 255, (50, 3, 8, 8), dtype=torch.uint8)
-    found = augmented(images, settings, np.random.default_rng(2))
+    found = augmented(images, settings, np.random.default_rng(2), whole(len(images)))
     same = (found == images).all(dim=(1, 2, 3))
     mirrored = (found == images.flip(3)).all(dim=(1, 2, 3))
     if settings.crop:
