@@ -127,11 +127,13 @@ def beyond_jobs(spec: Spec, others: Sequence[Spec]) -> list[Point]:
         others: what to train and certify; of each the data set, the radii and the run are the table's.
 
     Raises:
-        SpecError: two are trained into the same checkpoint.
+        SpecError: one does not fit the table.
     """
     jobs = []
     for number, other in enumerate(others, 1):
         content, name = other.model_dump(), f"beyond-{number}"
+        if other.noise.kind != "gaussian":
+            raise SpecError(f"Table 1 is about gaussian noise, not {other.noise.kind}")
         content["dataset"] = spec.dataset.model_dump()
         content["radii"] = (0.0, TABLE_1[spec.model.name].radius)
         content["store"] = {**spec.store.model_dump(), "run": f"{spec.store.run.rstrip('/')}/{name}"}

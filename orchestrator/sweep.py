@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import SpecError
+from orchestrator.resolve import resolve
 from orchestrator.spec import Spec, validate
+from orchestrator.train import prepare
 from workers import layout
 from workers.images import DatasetError, open_dataset
 from workers.settings import NEEDS, Method
@@ -52,14 +54,15 @@ def points(spec: Spec, sigmas: Sequence[float], methods: Sequence[Method] = ()) 
 
 
 def check_ready(jobs: Sequence[Point], store: Store) -> None:
-    """Look, before hours are spent on training, at what only certification needs.
+    """Look, before hours are spent on the first of the jobs, at what all of them need.
 
     Args:
-        jobs: of the sweep.
+        jobs: of the sweep, the images to certify in common.
         store: where the sweep is kept.
 
     Raises:
-        SpecError: a run is there already and not a sweep's, or images to certify cannot be opened.
+        SpecError: a run is there already and not a sweep's, data or weights of a job cannot be used, or two jobs train
+            different networks into one checkpoint.
         StoreError: nothing can be written there.
     """
     if store.exists(layout.PLAN):
@@ -70,6 +73,16 @@ def check_ready(jobs: Sequence[Point], store: Store) -> None:
         raise SpecError(str(error)) from error
     store.probe()
     store.check_exclusive()
+    trained: dict[Path | str, str] = {}
+    for job in jobs:
+        if job.spec.training is None:
+            resolve(job.spec)
+            continue
+        ready = prepare(job.spec)
+        if trained.setdefault(ready.checkpoint, ready.digest) != ready.digest:
+            raise SpecError(
+                f"two networks would be trained into {ready.checkpoint}: give each its own model.checkpoint"
+            )
 
 
 def _point(spec: Spec, method: Method | None, sigma: float) -> Point:

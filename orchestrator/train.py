@@ -25,7 +25,7 @@ from workers.counting import load_model
 from workers.files import absolute, exists, parent_and_name, read_file
 from workers.images import DatasetError, ImageSet, open_dataset
 from workers.settings import NEEDS, Dataset, GaussianNoise, Noise, Training
-from workers.store import S3Options, StoreError, open_store
+from workers.store import S3Options, Store, StoreError, open_store
 from workers.training import Epoch, TrainJob
 
 
@@ -55,6 +55,64 @@ def train_model(spec: Spec, *, observe: Callable[[Epoch], None], only: NDArray[n
         SpecError: the spec has no training section or checkpoint, or they do not fit.
         TrainingError: training failed for good.
     """
+    ready = prepare(spec, only)
+    job, checkpoint, digest, store = ready.job, ready.checkpoint, ready.digest, ready.store
+    _, name = parent_and_name(checkpoint)
+    if ready.done:
+        return Trained(checkpoint, None)
+
+    def keep(figures: tuple[Epoch, ...]) -> None:
+        with contextlib.suppress(StoreError):  # what matters is written again at the end
+            store.replace(epochs.beside(name), epochs.encode(figures, digest))
+        observe(figures[-1])
+
+    parent, workers = parent_and_name(checkpoint)[0], job.training.workers
+    with cluster(workers * job.cpus + 1) as capacity:
+        content = fit(
+            job,
+            name=f"training-{digest[:16]}",  # "train-…" had states without epochs
+            storage=parent / "training" if isinstance(parent, Path) else f"{parent}/training",
+            gpu=capacity.gpus >= workers,
+            observe=keep,
+        )
+    state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    figures = tuple(Epoch(**epoch) for epoch in state["epochs"])
+    store.replace(epochs.beside(name), epochs.encode(figures, digest))
+    file = io.BytesIO()
+    torch.save({"state_dict": state["network"], "training": ready.settings, "training_sha256": digest}, file)
+    if not store.create(name, file.getvalue()):
+        _check_existing(checkpoint, spec.store.options, digest)
+    return Trained(checkpoint, figures[-1])
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A training that nothing stands in the way of, as far as can be seen without training.
+
+    Attributes:
+        job: what the workers are told.
+        checkpoint: the file or object to write.
+        settings: what decides the weights.
+        digest: of the settings.
+        store: where the checkpoint goes.
+        done: the checkpoint is there already.
+    """
+
+    job: TrainJob
+    checkpoint: Path | str
+    settings: dict[str, Any]
+    digest: str
+    store: Store
+    done: bool
+
+
+def prepare(spec: Spec, only: NDArray[np.int64] | None = None) -> Ready:
+    """Open the data, build the network, look whether the checkpoint can be written or is there. See ``train_model``.
+
+    Raises:
+        SpecError: the spec has no training section or checkpoint, or they do not fit.
+        StoreError: the checkpoint cannot be written.
+    """
     training, checkpoint = spec.training, spec.model.checkpoint
     if training is None:
         raise SpecError("training is missing: `stn train` needs that section, see examples/demo.yaml")
@@ -74,39 +132,19 @@ def train_model(spec: Spec, *, observe: Callable[[Epoch], None], only: NDArray[n
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     options = spec.store.options
-    parent, name = parent_and_name(checkpoint)
-    if exists(checkpoint, options):
-        _check_existing(checkpoint, options, digest)
-        return Trained(checkpoint, None)
+    parent, _ = parent_and_name(checkpoint)
     store = open_store(str(parent), options)
-    store.probe()  # before hours are spent on what cannot be written
-    store.check_exclusive()
-
-    def keep(figures: tuple[Epoch, ...]) -> None:
-        with contextlib.suppress(StoreError):  # what matters is written again at the end
-            store.replace(epochs.beside(name), epochs.encode(figures, digest))
-        observe(figures[-1])
-
-    with cluster(job.training.workers * job.cpus + 1) as capacity:
-        content = fit(
-            job,
-            name=f"training-{digest[:16]}",  # "train-…" had states without epochs
-            storage=parent / "training" if isinstance(parent, Path) else f"{parent}/training",
-            gpu=capacity.gpus >= training.workers,
-            observe=keep,
-        )
-    state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    figures = tuple(Epoch(**epoch) for epoch in state["epochs"])
-    store.replace(epochs.beside(name), epochs.encode(figures, digest))
-    file = io.BytesIO()
-    torch.save({"state_dict": state["network"], "training": settings, "training_sha256": digest}, file)
-    if not store.create(name, file.getvalue()):
+    done = exists(checkpoint, options)
+    if done:
         _check_existing(checkpoint, options, digest)
-    return Trained(checkpoint, figures[-1])
+    else:
+        store.probe()  # before hours are spent on what cannot be written
+        store.check_exclusive()
+    return Ready(job, checkpoint, settings, digest, store, done)
 
 
 #: Settings that came later. Checkpoints trained before, without them, stay known by the others.
-_LATER = ("augment", "attack", "radius", "warmup", "draws", "random_crop", "optimizer")
+_LATER = ("augment", "attack", "radius", "warmup", "draws", "random_crop", "optimizer", "schedule")
 
 
 def _noise(noise: Noise) -> dict[str, Any]:

@@ -198,7 +198,7 @@ NETWORKS = [
     Bad(
         "an unknown network",
         f"{WEIGHTS} --set model.name=resnet5O",
-        "no network 'resnet5O', did you mean 'resnet50'?; valid: mnist, cifar10, cifar_resnet20, cifar",
+        "no network 'resnet5O', did you mean 'resnet50'?; valid: mnist, cifar10, mnist_small,",
         saved("w.pt", lambda: tiny().state_dict()),
     ),
     Bad(
@@ -287,17 +287,48 @@ NETWORKS = [
     Bad(
         "a weight of nothing",
         f"{TRAIN}=w.pt --set training.method=gaussian --set training.gamma=2",
-        "training: gamma belongs to methods alp, stn and trades, and method gaussian has none: remove it",
+        "training: gamma belongs to methods alp, consistency, stn and trades, and method gaussian has none: remove it",
     ),
     Bad(
         "noise that nobody trains by",
         f"{TRAIN}=w.pt --set training.method=clean --set training.sigma=2",
-        "training: sigma belongs to methods gaussian and stn, and method clean has none: remove it",
+        "sigma belongs to methods consistency, gaussian, smoothadv and stn, and method clean has none: remove it",
     ),
     Bad(
         "adversarial training without an adversary",
         f"{TRAIN}=w.pt --set training.method=trades",
         "training: method trades needs an attack, such as attack: {norm: linf, epsilon: 0.03}",
+    ),
+    Bad(
+        "a dual bound of no radius",
+        f"{TRAIN}=w.pt --set training.method=dual",
+        "training: method dual needs a radius to certify, such as radius: 1.58",
+    ),
+    Bad(
+        "a dual bound by several processes",
+        f"{TRAIN}=w.pt --set training.method=dual --set training.radius=1 --set training.workers=2",
+        "training: method dual trains in one process: set workers to 1, not 2",
+    ),
+    Bad(
+        "a dual bound of layers it does not know",
+        f"{TRAIN}=w.pt --set training.method=dual --set training.radius=1 --set model.name=mnist",
+        "the network has a layer Dropout(p=0.25, inplace=False): the dual bound knows a Sequential of Linear,",
+    ),
+    Bad(
+        "a dual bound behind a normalisation",
+        f"{TRAIN}=w.pt --set training.method=dual --set training.radius=1 --set model.name=mnist_shallow "
+        "--set 'model.normalization={mean: [0.1], std: [0.3]}'",
+        "training: method dual bounds networks of pixels as they are: remove model.normalization",
+    ),
+    Bad(
+        "a radius where nothing is certified by it",
+        f"{TRAIN}=w.pt --set training.radius=1",
+        "training: radius belongs to method dual, and method stn has none: remove it",
+    ),
+    Bad(
+        "random crops of what is no image file",
+        f"{TRAIN}=w.pt --set training.random_crop=20",
+        "training: random_crop needs dataset.kind image_folder: other images are held decoded",
     ),
     Bad(
         "a label outside the classes",
@@ -574,7 +605,7 @@ VIEWS = [
     Bad(
         "a sweep over an unknown method",
         "sweep job.yaml --sigma 0.1 --method trade",
-        "'--method': unknown method 'trade', did you mean 'trades'?; valid: stn, gaussian, clean, madry, trades, alp",
+        "unknown method 'trade', did you mean 'trades'?; valid: stn, gaussian, clean, madry, trades, alp, consis",
     ),
     Bad("a sweep into a run", "sweep job.yaml --sigma 0.1", "run holds a run, and a sweep keeps many below it: name"),
     Bad("a sweep of no training", "sweep job.yaml --run new --sigma 0.1 --method stn", "needs the spec's training"),

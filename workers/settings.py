@@ -302,7 +302,10 @@ class Training(Section):
     epochs: PositiveInt = 10
     batch_size: PositiveInt = Field(128, description="images per step, over all workers")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="sgd: with Nesterov momentum 0.9")
-    learning_rate: Annotated[FiniteFloat, Field(gt=0)] = Field(1e-3, description="largest, of a one-cycle schedule")
+    learning_rate: Annotated[FiniteFloat, Field(gt=0)] = Field(1e-3, description="the largest of the schedule")
+    schedule: Literal["one_cycle", "step"] = Field(
+        "one_cycle", description="step: a tenth of the rate after each third of the epochs"
+    )
     weight_decay: Annotated[FiniteFloat, Field(ge=0)] = 0.0
     seed: int = Field(0, ge=0, lt=2**63)
     workers: PositiveInt = Field(1, description="data-parallel processes")

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from stn_core import noise as noises
 from stn_core.training import Batch
@@ -140,13 +140,7 @@ def _train(job: TrainJob, session: Session, images: Source, validation: Source |
         bare.network.load_state_dict(saved["network"])
     model = session.prepare(bare)
     optimizer = _optimizer(settings, model)
-    # One step to spare: the schedule is asked for the rate after the last step too.
-    schedule = OneCycleLR(
-        optimizer,
-        settings.learning_rate,
-        total_steps=settings.epochs * steps + 1,
-        cycle_momentum=settings.optimizer != "sgd",
-    )
+    schedule = _schedule(settings, optimizer, settings.epochs * steps)
     if saved is not None:
         optimizer.load_state_dict(saved["optimizer"])
         schedule.load_state_dict(saved["schedule"])
@@ -206,6 +200,15 @@ def _optimizer(settings: Training, model: nn.Module) -> torch.optim.Optimizer:
     if settings.optimizer == "sgd":
         return torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9, nesterov=True, weight_decay=decay)
     return torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay)
+
+
+def _schedule(settings: Training, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
+    if settings.schedule == "step":
+        return LambdaLR(optimizer, lambda step: 0.1 ** (3 * step // steps))
+    # One step to spare: the schedule is asked for the rate after the last step too.
+    return OneCycleLR(
+        optimizer, settings.learning_rate, total_steps=steps + 1, cycle_momentum=settings.optimizer != "sgd"
+    )
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ from stn_core.naming import did_you_mean, one_line
 
 _OWN: dict[str, Callable[[int], nn.Module]] = {
     "mnist": paper.mnist,
+    "cifar10": paper.cifar10,
     "mnist_small": small.mnist_small,
     "mnist_shallow": small.mnist_shallow,
     "cifar10_shallow": small.cifar10_shallow,
-    "cifar10": paper.cifar10,
     "cifar_resnet20": resnet.cifar_resnet20,
     "cifar_resnet110": resnet.cifar_resnet110,
 }

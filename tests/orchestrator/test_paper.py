@@ -225,6 +225,27 @@ def test_rows_beyond_the_paper_are_of_the_same_images(content: dict[str, Any], t
     assert plan.spec.radii == (0.0, 1.58)
 
 
+def test_what_lies_beyond_is_looked_at_before_anything_is_trained(content: dict[str, Any], tmp_path: Path) -> None:
+    def told(**sections: Any) -> str:
+        Path("other.yaml").write_text(yaml.safe_dump({**content, **sections}))
+        result = stn({**content, "sampling": {"draws": 100}}, "table1", "--beyond", "other.yaml")
+        assert (result.exit_code, list(tmp_path.glob("*.pt"))) == (2, [])
+        return result.stderr
+
+    stn_checkpoint = {"name": "mnist", "checkpoint": str(tmp_path / "model-stn-sigma-1.5.pt")}
+    assert "two networks would be trained into" in told(model=stn_checkpoint, noise={"sigma": 2})
+    assert f"no checkpoint at model.checkpoint {tmp_path}/nowhere.pt" in told(
+        model={"name": "mnist", "checkpoint": "nowhere.pt"}, training=None
+    )
+    assert "about gaussian noise, not laplace" in told(
+        noise={"kind": "laplace", "scale": 1}, certificates=["renyi_laplace"]
+    )
+    nowhere = {**content["training"], "dataset": {"kind": "mnist", "path": "nowhere"}}
+    assert "training: no MNIST at dataset.path" in told(
+        model={"name": "mnist", "checkpoint": "other.pt"}, training=nowhere
+    )
+
+
 def test_rows_of_an_incomplete_run_say_so(content: dict[str, Any], tmp_path: Path) -> None:
     assert stn({**content, "sampling": {"draws": 100}}, "table1").exit_code == 0
     places = [tmp_path / "out" / f"{method}-sigma-1.5-n-100" for method in ("stn", "gaussian")]

@@ -318,6 +318,15 @@ def test_optimizers_are_what_they_are_called(job: TrainJob, tmp_path: Path, opti
     assert session.epochs[2].loss < session.epochs[0].loss
 
 
+def test_the_rate_falls_to_a_tenth_after_each_third_of_the_epochs(job: TrainJob, tmp_path: Path) -> None:
+    session = Alone(tmp_path)
+    train(changed(job, schedule="step", epochs=6, learning_rate=0.1, optimizer="sgd"), session)
+    assert [epoch.learning_rate for epoch in session.epochs] == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+    resumed = Alone(tmp_path / "resumed", restored=session.checkpoints[3])
+    train(changed(job, schedule="step", epochs=6, learning_rate=0.1, optimizer="sgd"), resumed)
+    assert equal(resumed.state()["network"], session.state()["network"])
+
+
 def test_the_regularisers_weight_rises_from_nothing(job: TrainJob, tmp_path: Path) -> None:
     training = job.training.model_copy(update={"gamma": 4.0, "warmup": 2.0})
     weights = [training.loss(epochs) for epochs in (0, 0.5, 1, 2, 3)]
