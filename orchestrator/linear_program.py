@@ -39,6 +39,10 @@ SCHEMA = pa.schema(
     ]
 )
 
+#: Largest, of the one-cycle schedule: networks so small bear more than the spec's.
+LEARNING_RATE = 0.003
+
+#: Images whose bounds are computed at once.
 _CHUNK = 256
 
 
@@ -70,18 +74,18 @@ def network_spec(spec: Spec, number: int, radius: float) -> Spec:
     if training is None or spec.model.checkpoint is None:
         raise SpecError("a linear program needs the spec's training section and model.checkpoint")
     kept = ("dataset", "validation", "epochs", "batch_size", "seed", "threads_per_worker")
+    name = f"{spec.model.name}_shallow"
     content = spec.model_dump()
     content["model"] = {
-        "name": f"{spec.model.name}_shallow",
+        "name": name,
         "num_classes": spec.model.num_classes,
         "checkpoint": beside_checkpoint(spec.model.checkpoint, f"linear-program-{number}"),
     }
-    # A third of a percent a step is what its small networks bear; the radius rises for half of the time.
     content["training"] = {key: value for key, value in content["training"].items() if key in kept} | {
         "method": "dual",
         "radius": radius,
         "warmup": training.epochs / 2,
-        "learning_rate": 0.003,
+        "learning_rate": LEARNING_RATE,
     }
     return validate(content, f"linear program, network {number}")
 

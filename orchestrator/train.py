@@ -124,7 +124,7 @@ def prepare(spec: Spec, only: NDArray[np.int64] | None = None) -> Ready:
     job, fingerprint = _job(spec, training, only)
     settings = {
         "model": spec.model.model_dump(mode="json", exclude={"checkpoint"}),
-        "training": _settings(training),
+        "training": decisive(training),
         **(_noise(job.noise) if training.method in NEEDS["sigma"] else {}),
         "gamma": training.weight,
         "dataset_sha256": fingerprint,
@@ -152,7 +152,7 @@ def _noise(noise: Noise) -> dict[str, Any]:
     return {"sigma": noise.sigma} if noise.kind == "gaussian" else {"noise": noise.model_dump(mode="json")}
 
 
-def _settings(training: Training) -> dict[str, Any]:
+def decisive(training: Training) -> dict[str, Any]:
     """What decides the weights: neither paths nor workers do, nor what is measured meanwhile."""
     settings = training.model_dump(
         mode="json",
