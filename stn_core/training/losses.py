@@ -134,8 +134,7 @@ class Trades:
 
 @dataclass(frozen=True)
 class Consistency:
-    """Noise augmentation that has the answers to several noisy copies of an image agree (Jeong & Shin 2020, eq. 7 and
-    8): the mean cross-entropy, plus gamma times the mean divergence of the mean answer to each copy's, plus half the
+    """Noise augmentation that has the answers to several noisy copies of an image agree (Jeong & Shin 2020): the mean cross-entropy, plus gamma times the mean divergence of the mean answer to each copy's, plus half the
     mean answer's entropy."""
 
     gamma: float
@@ -160,7 +159,7 @@ class Consistency:
 class SmoothAdversarial:
     """Noise augmentation around an image that is hard for the smoothed network: of the images nearby it maximises
     the cross-entropy of the answer's mean over noisy copies, and the network learns of the same copies of it
-    (SmoothAdv; Salman et al. 2019, eq. 6 and section 3.3)."""
+    (SmoothAdv; Salman et al. 2019)."""
 
     attack: PGD
     draws: int
@@ -184,7 +183,7 @@ class SmoothAdversarial:
 @dataclass(frozen=True)
 class Dual:
     """The linear program's training: cross-entropy on the worst logits that its dual allows within an L2 radius (Wong &
-    Kolter 2018, eq. 14). The logits are these, and so those are right that are certified."""
+    Kolter 2018, theorem 2). The logits are these, and so those are right that are certified."""
 
     radius: float
 
