@@ -134,8 +134,9 @@ class Trades:
 
 @dataclass(frozen=True)
 class Consistency:
-    """Noise augmentation that has the answers to several noisy copies of an image agree (Jeong & Shin 2020): the mean cross-entropy, plus gamma times the mean divergence of the mean answer to each copy's, plus half the
-    mean answer's entropy."""
+    """Noise augmentation that has the answers to several noisy copies of an image agree (Jeong & Shin 2020): the mean
+    cross-entropy, plus gamma times the mean divergence of the mean answer to each copy's, plus half the mean answer's
+    entropy."""
 
     gamma: float
     draws: int
