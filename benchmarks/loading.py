@@ -46,7 +46,8 @@ def rows() -> Iterator[Row]:
             yield compare(name, lambda: epoch(beside), "the training process alone", lambda: epoch(here), rounds=3)
         finally:
             ray.shutdown()
-            beside.close()
+            for source in (beside, here):
+                source.close()
 
 
 def write_images(root: Path) -> None:

@@ -45,6 +45,9 @@ LEARNING_RATE = 0.003
 #: Images whose bounds are computed at once.
 _CHUNK = 256
 
+#: The network of the cascade, for each of Table 1's.
+NETWORKS = {"mnist": "mnist_shallow", "cifar10": "cifar10_shallow"}
+
 
 @dataclass(frozen=True)
 class Counted:
@@ -63,7 +66,7 @@ def network_spec(spec: Spec, number: int, radius: float) -> Spec:
     """The job that trains a network of the cascade.
 
     Args:
-        spec: Table 1's; its data and the size of its training are kept.
+        spec: Table 1's; its training images, the number of epochs, the size of batches and the seed are kept.
         number: in the cascade, from 1.
         radius: L2, in [0, 1] pixel units.
 
@@ -74,10 +77,9 @@ def network_spec(spec: Spec, number: int, radius: float) -> Spec:
     if training is None or spec.model.checkpoint is None:
         raise SpecError("a linear program needs the spec's training section and model.checkpoint")
     kept = ("dataset", "validation", "epochs", "batch_size", "seed", "threads_per_worker")
-    name = f"{spec.model.name}_shallow"
     content = spec.model_dump()
     content["model"] = {
-        "name": name,
+        "name": NETWORKS[spec.model.name],
         "num_classes": spec.model.num_classes,
         "checkpoint": beside_checkpoint(spec.model.checkpoint, f"linear-program-{number}"),
     }
@@ -90,8 +92,13 @@ def network_spec(spec: Spec, number: int, radius: float) -> Spec:
     return validate(content, f"linear program, network {number}")
 
 
-def carry_out(
-    spec: Spec, networks: int, radius: float, train: Callable[[Spec, NDArray[np.int64] | None], object]
+def train_and_certify(
+    spec: Spec,
+    networks: int,
+    radius: float,
+    *,
+    train: Callable[[Spec, NDArray[np.int64] | None], object],
+    tell: Callable[[str], None],
 ) -> pa.Table:
     """Train the cascade and certify the data set's images by each of its networks.
 
@@ -100,6 +107,7 @@ def carry_out(
         networks: at most so many; fewer where training images run out.
         radius: L2, in [0, 1] pixel units.
         train: as a spec says, on those of its training images.
+        tell: told what is being done.
 
     Returns:
         A table of ``SCHEMA``.
@@ -112,13 +120,17 @@ def carry_out(
     for number in range(1, networks + 1):
         job = network_spec(spec, number, radius)
         assert job.training is not None
+        which = "all" if left is None else f"the {len(left)} uncertified"
+        tell(f"linear program, network {number}: learns of {which} of the training images")
         train(job, left)
         found.append(_certified(job, job.dataset, None, number, radius))
         if number < networks:
+            tell(f"linear program, network {number}: certifies what it has learned of")
             measured = _certified(job, job.training.dataset, left, number, radius)
-            hard = np.flatnonzero(measured["margin"].to_numpy() <= 0)
+            hard = np.flatnonzero(~(measured["margin"].to_numpy() > 0))  # of a network that diverged, all
             left = hard if left is None else left[hard]
             if len(left) < job.training.batch_size:
+                tell(f"linear program: the cascade ends here, {len(left)} uncertified images make no batch")
                 break
     return pa.concat_tables(found)
 

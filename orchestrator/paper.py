@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -119,25 +119,26 @@ def table1_jobs(spec: Spec) -> list[Point]:
     return jobs
 
 
-def beyond_jobs(spec: Spec, others: Sequence[Spec]) -> list[Point]:
+def beyond_jobs(spec: Spec, others: Mapping[str, Spec]) -> list[Point]:
     """Jobs of the table's images that are none of the paper's: other networks, training or noise.
 
     Args:
         spec: the table's.
-        others: what to train and certify; of each the data set, the radii and the run are the table's.
+        others: what to train and certify, by name; of each the data set, radii, alpha, beta and run are the table's.
 
     Raises:
         SpecError: one does not fit the table.
     """
     jobs = []
-    for number, other in enumerate(others, 1):
-        content, name = other.model_dump(), f"beyond-{number}"
+    for name, other in others.items():
+        content = other.model_dump()
         if other.noise.kind != "gaussian":
             raise SpecError(f"Table 1 is about gaussian noise, not {other.noise.kind}")
         content["dataset"] = spec.dataset.model_dump()
+        content["confidence"] |= {"alpha": spec.confidence.alpha, "beta": spec.confidence.beta}
         content["radii"] = (0.0, TABLE_1[spec.model.name].radius)
-        content["store"] = {**spec.store.model_dump(), "run": f"{spec.store.run.rstrip('/')}/{name}"}
-        jobs.append(Point(name, validate(content, f"Table 1, {name}")))
+        content["store"] = {**spec.store.model_dump(), "run": f"{spec.store.run.rstrip('/')}/beyond-{name}"}
+        jobs.append(Point(f"beyond-{name}", validate(content, f"Table 1, beyond-{name}")))
     return jobs
 
 
@@ -147,7 +148,7 @@ def table1(stores: Sequence[Store], beyond: Sequence[Store] = (), program: pa.Ta
     Args:
         stores: the runs of ``table1_jobs``.
         beyond: those of ``beyond_jobs``, whose rows come last.
-        program: what ``linear_program.carry_out`` found.
+        program: what ``linear_program.train_and_certify`` found.
 
     Raises:
         RunError: of one of the runs.
@@ -173,9 +174,10 @@ def _program_rows(table: pa.Table) -> list[Row]:
     rows = []
     for name, number in [("single", 1), *([(f"cascade of {networks}", networks)] if networks > 1 else [])]:
         found = linear_program.counted(table, number)
-        # What is proved of a single network needs no confidence; of a cascade, see docs/reproduction.md.
+        # A single network's is a proof. A cascade's is how Wong et al. count: which of its networks answers may change
+        # within the radius.
         guaranteed = found.certified if number == 1 else None
-        dual = "dual of a linear program"
+        dual = "dual of a linear program" + ("" if number == 1 else ", no guarantee of the cascade")
         rows.append(Row(f"linear program, {name}", "ours", dual, None, found.certified, guaranteed, found.natural))
     return rows
 

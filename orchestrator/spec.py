@@ -92,6 +92,7 @@ class Spec(Section):
     def _fits_together(self) -> Spec:
         check_view(self.certificates, (self.confidence.protocol,), self.noise, self.sampling)
         _check_enumerable(self.noise, self.sampling)
+        _check_additive(self.noise, self.training)
         if list(self.radii) != sorted(set(self.radii)):
             raise ValueError("radii: must increase, each once")
         return self
@@ -116,6 +117,12 @@ def _check_enumerable(noise: Noise, sampling: Sampling) -> None:
                 f"splitting noise of scale {noise.scale!r} has {draws} draws in all and needs no others: "
                 f"set sampling.draws to {draws} and sampling.selection_draws to 0"
             )
+
+
+def _check_additive(noise: Noise, training: Training | None) -> None:
+    """Raise ValueError if training moves images under noise that is not simply added to them."""
+    if training is not None and training.method == "smoothadv" and training.sigma is None and noise.kind == "splitting":
+        raise ValueError("training: method smoothadv needs noise that is added to images, and splitting noise is not")
 
 
 def load_spec(path: Path, overrides: Sequence[str] = ()) -> Spec:

@@ -66,7 +66,7 @@ def check_ready(jobs: Sequence[Point], store: Store) -> None:
         StoreError: nothing can be written there.
     """
     if store.exists(layout.PLAN):
-        raise SpecError(f"{store.uri} holds a run, and a sweep keeps many below it: name another folder")
+        raise SpecError(f"{store.uri} holds a run, and this keeps several below its folder: name another one by --run")
     try:
         open_dataset(jobs[0].spec.dataset, jobs[0].spec.store.options)  # they have it in common
     except DatasetError as error:
@@ -75,10 +75,13 @@ def check_ready(jobs: Sequence[Point], store: Store) -> None:
     store.check_exclusive()
     trained: dict[Path | str, str] = {}
     for job in jobs:
-        if job.spec.training is None:
-            resolve(job.spec)
-            continue
-        ready = prepare(job.spec)
+        try:
+            if job.spec.training is None:
+                resolve(job.spec)
+                continue
+            ready = prepare(job.spec)
+        except SpecError as error:
+            raise SpecError(f"{job.name}: {error}") from error
         if trained.setdefault(ready.checkpoint, ready.digest) != ready.digest:
             raise SpecError(
                 f"two networks would be trained into {ready.checkpoint}: give each its own model.checkpoint"

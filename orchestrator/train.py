@@ -23,7 +23,7 @@ from stn_core.dual import check_network
 from stn_core.naming import one_line
 from workers.counting import load_model
 from workers.files import absolute, exists, parent_and_name, read_file
-from workers.images import DatasetError, ImageSet, open_dataset
+from workers.images import DatasetError, ImageSet, open_dataset, selected
 from workers.settings import NEEDS, Dataset, GaussianNoise, Noise, Training
 from workers.store import S3Options, Store, StoreError, open_store
 from workers.training import Epoch, TrainJob
@@ -68,6 +68,9 @@ def train_model(spec: Spec, *, observe: Callable[[Epoch], None], only: NDArray[n
 
     parent, workers = parent_and_name(checkpoint)[0], job.training.workers
     with cluster(workers * job.cpus + 1) as capacity:
+        if 0 < capacity.gpus < workers:
+            few = f"training.workers is {workers}, and the cluster has GPUs for {int(capacity.gpus)}"
+            raise SpecError(f"{few}: set it to that, or less")
         content = fit(
             job,
             name=f"training-{digest[:16]}",  # "train-…" had states without epochs
@@ -180,6 +183,9 @@ def _job(spec: Spec, training: Training, only: NDArray[np.int64] | None) -> tupl
     except ValueError as error:
         raise SpecError(f"training: {error}") from error
     _check_labels("training.dataset", images, num_classes)
+    found = len(selected(training.dataset, len(images))) if only is None else len(only)
+    if found < training.workers:
+        raise SpecError(f"training.dataset has {found} images for training.workers {training.workers}: set fewer")
     if training.validation is not None:
         _check_labels("training.validation", _opened("training.validation", training.validation, spec), num_classes)
     job = TrainJob(

@@ -46,11 +46,12 @@ def margins(network: nn.Module, images: torch.Tensor, labels: torch.Tensor, epsi
         It has a gradient in the network's parameters.
 
     Raises:
-        ValueError: the network has other layers.
+        ValueError: the network has other layers, or ones that are not in this order.
     """
     check_network(network)
-    layers = list(network.children())
-    shapes = _output_shapes(layers, images)
+    assert isinstance(network, nn.Sequential)
+    layers = list(network)  # and not its children: one that comes twice would be left out
+    shapes = _shapes(layers, images)
     relaxed: dict[int, _Relaxed] = {}
     for index, layer in enumerate(layers):
         if isinstance(layer, nn.ReLU):
@@ -67,17 +68,22 @@ def margins(network: nn.Module, images: torch.Tensor, labels: torch.Tensor, epsi
 def check_network(network: nn.Module) -> None:
     """Raise ValueError unless ``margins`` knows all of the network's layers."""
     what = None
-    if not isinstance(network, nn.Sequential):
+    if type(network) is not nn.Sequential:  # another's forward may do anything
         what = f"is a {type(network).__name__}"
     elif other := next((layer for layer in network if not _known(layer)), None):
-        what = f"has a layer {other}"
+        what = f"has a layer {' '.join(str(other).split())}"
     elif not len(network) or not isinstance(network[-1], nn.Linear):
         what = "does not end with Linear"
     if what is not None:
-        raise ValueError(f"the network {what}: the dual bound knows a Sequential of Linear, Conv2d, ReLU and Flatten")
+        raise ValueError(
+            f"the network {what}: the dual bound knows a Sequential of Linear, Conv2d, ReLU and Flatten, "
+            "such as mnist_shallow"
+        )
 
 
 def _known(layer: nn.Module) -> bool:
+    if layer._forward_hooks or layer._forward_pre_hooks:  # such as weight_norm's, who computes the weights anew
+        return False
     if type(layer) is nn.Conv2d:
         return layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
     if type(layer) is nn.Flatten:
@@ -155,11 +161,13 @@ def _relax(lower: torch.Tensor, upper: torch.Tensor) -> _Relaxed:
     return _Relaxed(slope, torch.where(on | off, 0.0, -slope * lower))
 
 
-def _output_shapes(layers: Sequence[nn.Module], images: torch.Tensor) -> list[torch.Size]:
+def _shapes(layers: Sequence[nn.Module], images: torch.Tensor) -> list[torch.Size]:
     """Of each layer's input, without the rows, and of the last one's output."""
     shapes, features = [images.shape[1:]], images[:1]
     with torch.no_grad():
         for layer in layers:
+            if isinstance(layer, nn.Linear) and features.dim() != 2:
+                raise ValueError("the network has a Linear layer of images that are not flattened")
             features = layer(features)
             shapes.append(features.shape[1:])
     return shapes

@@ -326,6 +326,28 @@ NETWORKS = [
         "training: radius belongs to method dual, and method stn has none: remove it",
     ),
     Bad(
+        "images for fewer workers",
+        f"{TRAIN}=w.pt --set training.workers=30",
+        "training.dataset has 25 images for training.workers 30: set fewer",
+    ),
+    Bad(
+        "attacks under noise that is not added",
+        f"{TRAIN}=w.pt --set training.method=smoothadv --set 'training.attack={{norm: l2, epsilon: 1}}' "
+        "--set 'noise={kind: splitting, scale: 0.5}' --set sampling.draws=255 --set certificates=[splitting] "
+        "--set confidence.protocol=exact",
+        "method smoothadv needs noise that is added to images, and splitting noise is not",
+    ),
+    Bad(
+        "copies of an image to compare, but one",
+        f"{TRAIN}=w.pt --set training.method=consistency --set training.draws=1",
+        "training: method consistency compares noisy copies of an image: set draws to 2 or more",
+    ),
+    Bad(
+        "random crops of a crop",
+        f"{TRAIN}=w.pt --set 'training.dataset={{kind: image_folder, path: x, crop: 9}}' --set training.random_crop=9",
+        "training: random_crop is of the whole image: remove dataset.resize and dataset.crop",
+    ),
+    Bad(
         "random crops of what is no image file",
         f"{TRAIN}=w.pt --set training.random_crop=20",
         "training: random_crop needs dataset.kind image_folder: other images are held decoded",
@@ -607,7 +629,7 @@ VIEWS = [
         "sweep job.yaml --sigma 0.1 --method trade",
         "unknown method 'trade', did you mean 'trades'?; valid: stn, gaussian, clean, madry, trades, alp, consis",
     ),
-    Bad("a sweep into a run", "sweep job.yaml --sigma 0.1", "run holds a run, and a sweep keeps many below it: name"),
+    Bad("a sweep into a run", "sweep job.yaml --sigma 0.1", "run holds a run, and this keeps several below its folder"),
     Bad("a sweep of no training", "sweep job.yaml --run new --sigma 0.1 --method stn", "needs the spec's training"),
     Bad(
         "the paper's table of another network",

@@ -33,6 +33,10 @@ Pixels = NDArray[np.uint8]
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".gif", ".tif", ".tiff"}
 
 
+#: Of images that are to be a batch.
+DIFFER = "its images differ in size: set resize and crop"
+
+
 class DatasetError(Exception):
     """The data set as a whole cannot be used; the message says what to change."""
 
@@ -116,7 +120,7 @@ def load_all(dataset: Dataset, options: S3Options | None = None, only: NDArray[n
     try:
         return Loaded(np.stack(read), images.labels[indices], indices, images.num_classes)
     except ValueError as error:
-        raise DatasetError("its images differ in size: set resize and crop") from error
+        raise DatasetError(DIFFER) from error
 
 
 def selected(dataset: Dataset, images: int) -> range:

@@ -8,7 +8,7 @@ RUN/certificates.parquet, curves.parquet    views of a complete run's votes
 RUN/partial/...                             the same views while the run is incomplete
 RUN/training.parquet                        the epochs of the network's training, where `stn train` trained it
 RUN/report.html, curves.png                 for people; also beside a sweep's runs, as figure1.png and table1.csv
-RUN/linear_program.parquet              margins of the networks of a linear program, beside table1.csv
+RUN/linear_program.parquet                  margins of a linear program's networks, beside a table1.csv
 RUN/drivers/HOST-PID-….json                 drivers at work, each refreshing its own
 RUN/.probe/...                              objects of no meaning, written to see what a store can do
 """

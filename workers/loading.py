@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from workers.images import DatasetError, EncodedImages, UnreadableImage, load_all, open_dataset, selected
+from workers.images import DIFFER, DatasetError, EncodedImages, UnreadableImage, load_all, open_dataset, selected
 from workers.settings import Dataset as DatasetSettings
 from workers.settings import ImageFolder
 from workers.store import S3Options
@@ -56,6 +56,7 @@ def open_source(
     only: NDArray[np.int64] | None = None,
     random_crop: int | None = None,
     loaders: int = 0,
+    lasting: bool = True,
 ) -> Source:
     """What a spec's training section names as ``key``.
 
@@ -66,13 +67,14 @@ def open_source(
         only: of the selected images, the positions of those to use; None: all.
         random_crop: side of crops of random size and place, pixels; None: as the section says.
         loaders: processes that decode; 0: none, images are decoded where they are asked for.
+        lasting: they are kept from one call of ``batches`` to the next.
 
     Raises:
         DatasetError: it cannot be used.
     """
     try:
         if isinstance(dataset, ImageFolder):
-            return _Streamed(key, dataset, storage, only, random_crop, loaders)
+            return _Streamed(key, dataset, storage, only, random_crop, loaders, lasting)
         found = load_all(dataset, storage, only)
     except DatasetError as error:
         raise DatasetError(f"{key}: {error}") from error
@@ -106,6 +108,7 @@ class _Streamed:
         only: NDArray[np.int64] | None,
         random_crop: int | None,
         loaders: int,
+        lasting: bool,
     ) -> None:
         images = open_dataset(dataset, storage)
         assert isinstance(images, EncodedImages)
@@ -120,7 +123,7 @@ class _Streamed:
             # Ray's processes have threads, and a fork of those may wait for ever. Of a fork server's children none sees
             # that the trainer was killed.
             multiprocessing_context=multiprocessing.get_context("spawn") if loaders else None,
-            persistent_workers=loaders > 0,
+            persistent_workers=lasting and loaders > 0,
             generator=torch.Generator(),  # it draws seeds: not from what dropout draws from
         )
 
@@ -179,7 +182,7 @@ def _random_crop(image: Any, side: int, seed: int) -> NDArray[np.uint8]:
     from torchvision.transforms import functional as transform
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # and no GPU's, which dropout draws from
         top, left, height, width = RandomResizedCrop.get_params(image, scale=[0.08, 1.0], ratio=[3 / 4, 4 / 3])
     cropped = transform.resized_crop(image, top, left, height, width, [side, side])
     return np.ascontiguousarray(np.asarray(cropped).transpose(2, 0, 1))
@@ -190,5 +193,5 @@ def _collate(items: list[tuple[NDArray[np.uint8], int] | str]) -> Arrays | str:
     if len(read) < len(items):
         return next(item for item in items if isinstance(item, str))
     if len({pixels.shape for pixels, _ in read}) > 1:
-        return "its images differ in size: set resize and crop"
+        return f"{DIFFER}, or random_crop to train"
     return torch.from_numpy(np.stack([pixels for pixels, _ in read])), torch.tensor([label for _, label in read])

@@ -323,13 +323,19 @@ class Training(Section):
                 )
                 raise ValueError(f"{key} belongs to {owners}, and method {self.method} has none: remove it")
         if self.method in NEEDS["attack"] and self.attack is None:
-            raise ValueError(f"method {self.method} needs an attack, such as attack: {{norm: linf, epsilon: 0.03}}")
+            such = "{norm: l2, epsilon: 1.0}" if self.method == "smoothadv" else "{norm: linf, epsilon: 0.03}"
+            raise ValueError(f"method {self.method} needs an attack, such as attack: {such}")
+        if self.method == "consistency" and self.draws < 2:
+            raise ValueError("method consistency compares noisy copies of an image: set draws to 2 or more")
         if self.method == "dual" and self.radius is None:
             raise ValueError("method dual needs a radius to certify, such as radius: 1.58")
         if self.method == "dual" and self.workers > 1:
             raise ValueError(f"method dual trains in one process: set workers to 1, not {self.workers}")
-        if self.random_crop is not None and not isinstance(self.dataset, ImageFolder):
-            raise ValueError("random_crop needs dataset.kind image_folder: other images are held decoded")
+        if self.random_crop is not None:
+            if not isinstance(self.dataset, ImageFolder):
+                raise ValueError("random_crop needs dataset.kind image_folder: other images are held decoded")
+            if self.dataset.resize is not None or self.dataset.crop is not None:
+                raise ValueError("random_crop is of the whole image: remove dataset.resize and dataset.crop")
         if self.batch_size < self.workers:
             raise ValueError(f"batch_size {self.batch_size} is less than one image for each of {self.workers} workers")
         return self

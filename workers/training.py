@@ -60,7 +60,8 @@ class TrainJob:
     @property
     def cpus(self) -> int:
         """That one worker needs, with those who decode for it."""
-        return self.threads + (self.training.loaders if isinstance(self.training.dataset, ImageFolder) else 0)
+        streamed = (isinstance(images, ImageFolder) for images in (self.training.dataset, self.training.validation))
+        return self.threads + (self.training.loaders if any(streamed) else 0)
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,11 @@ def train(job: TrainJob, session: Session) -> None:
         validation = None
         if settings.validation is not None and session.rank == 0:  # one measures; the others meet it when they report
             validation = open_source(
-                "training.validation", settings.validation, storage=job.storage, loaders=settings.loaders
+                "training.validation",
+                settings.validation,
+                storage=job.storage,
+                loaders=settings.loaders,
+                lasting=False,  # or both would hold processes, of which half idle
             )
             stack.callback(validation.close)
         _train(job, session, images, validation)
@@ -218,7 +223,7 @@ class Share:
     Attributes:
         rows: images of the global batch.
         own: which of them are this worker's.
-        step: of the epoch of that number, the number.
+        step: numbers of the epoch and of the step in it, from 0.
     """
 
     rows: int

@@ -61,11 +61,12 @@ def sweep(
     Example: stn sweep examples/demo.yaml --sigma 0.3,0.5,0.7 --method stn,gaussian --run runs/sweep
     """
     from orchestrator.report import publish
-    from orchestrator.sweep import points
+    from orchestrator.sweep import check_ready, points
 
     loaded = load(spec, overrides, run, limit)
     jobs, target = points(loaded, sigmas, methods), loaded.store.open()
-    complete = _carry_out(jobs, target)
+    check_ready(jobs, target)
+    complete = _train_and_certify(jobs)
     runs = publish([job.spec.store.open() for job in jobs], target)
     if not as_json:
         print_best(runs)
@@ -76,7 +77,7 @@ def sweep(
 def paper() -> None:
     """The paper's own comparisons, trained and certified from one spec each; run again to resume.
 
-    Example: stn paper table1 examples/mnist.yaml
+    Example: stn paper table1 examples/mnist.yaml --run runs/table1
     """
 
 
@@ -87,7 +88,8 @@ def paper() -> None:
     multiple=True,
     type=click.Path(path_type=Path),
     metavar="SPEC",
-    help="A job that is not the paper's, on the same images: rows of their own. Repeatable.",
+    help="A job that is not the paper's, on the same images, trained where its weights are missing: rows of their own. "
+    "--set is not for it. Repeatable.",
 )
 @click.option(
     "--linear-program",
@@ -113,19 +115,24 @@ def table1(
     Example: stn paper table1 examples/mnist.yaml --linear-program 4 --run runs/table1
     """
     from orchestrator import linear_program
-    from orchestrator.paper import TABLE_1, beyond_jobs, rows_csv, table1, table1_jobs
+    from orchestrator import paper as papers
+    from orchestrator.sweep import Point, check_ready
 
     loaded = load(spec, overrides, run, limit)
-    jobs, target = table1_jobs(loaded), loaded.store.open()
-    others = beyond_jobs(loaded, [load_spec(path) for path in beyond])
-    complete = _carry_out([*jobs, *others], target)
-    program = None
-    if networks is not None:
-        program = linear_program.carry_out(loaded, networks, TABLE_1[loaded.model.name].radius, _train_network)
-        target.replace(layout.LINEAR_PROGRAM, linear_program.encode(program))
+    jobs, target = papers.table1_jobs(loaded), loaded.store.open()
+    others = papers.beyond_jobs(loaded, {path.stem: load_spec(path) for path in beyond})
+    radius = papers.TABLE_1[loaded.model.name].radius
+    first = [] if networks is None else [Point("linear program", linear_program.network_spec(loaded, 1, radius))]
+    check_ready([*jobs, *others, *first], target)
+    complete = _train_and_certify([*jobs, *others])
     own, further = ([job.spec.store.open() for job in group] for group in (jobs, others))
-    rows = table1(own, further, program)
-    target.replace(layout.TABLE_1, rows_csv(rows))
+    rows = papers.table1(own, further)
+    target.replace(layout.TABLE_1, papers.rows_csv(rows))
+    if networks is not None:
+        program = linear_program.train_and_certify(loaded, networks, radius, train=train_spec, tell=say)
+        target.replace(layout.LINEAR_PROGRAM, linear_program.encode(program))
+        rows = papers.table1(own, further, program)
+        target.replace(layout.TABLE_1, papers.rows_csv(rows))
     if not as_json:
         print_table1(rows, jobs[0].spec)
     written = (layout.TABLE_1, *((layout.LINEAR_PROGRAM,) if networks is not None else ()))
@@ -152,23 +159,22 @@ def figure1(
     """
     from orchestrator.paper import METHODS, figure1_png
     from orchestrator.report import publish
-    from orchestrator.sweep import points
+    from orchestrator.sweep import check_ready, points
 
     loaded = load(spec, (*overrides, "certificates=[renyi, pixeldp]"), run, limit)
     jobs, target = points(loaded, sigmas, METHODS), loaded.store.open()
-    complete = _carry_out(jobs, target)
+    check_ready(jobs, target)
+    complete = _train_and_certify(jobs)
     stores = [job.spec.store.open() for job in jobs]
     target.replace(layout.FIGURE_1, figure1_png(stores))
     runs = publish(stores, target)
     return _finish(complete, target, (layout.FIGURE_1, layout.REPORT), {"curves": _curves(runs)}, as_json)
 
 
-def _carry_out(jobs: Sequence[Any], target: Store) -> bool:
+def _train_and_certify(jobs: Sequence[Any]) -> bool:
     """Train, where they have a training section, and certify the points of a sweep; whether all are complete."""
     from orchestrator.certify import certify_run
-    from orchestrator.sweep import check_ready
 
-    check_ready(jobs, target)
     complete = True
     for number, job in enumerate(jobs, 1):
         say(f"{number} of {len(jobs)}: {job.name}")
@@ -181,12 +187,6 @@ def _carry_out(jobs: Sequence[Any], target: Store) -> bool:
             say(incomplete(result.reduced.summary))
         complete = complete and result.complete
     return complete
-
-
-def _train_network(spec: Any, only: Any) -> None:
-    images = "all" if only is None else f"the {len(only)} that none has certified yet"
-    say(f"linear program: a network for {images} of the training images")
-    train_spec(spec, only)
 
 
 def _curves(runs: Sequence[Any]) -> dict[str, Any]:

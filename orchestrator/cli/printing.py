@@ -97,7 +97,9 @@ def print_table1(rows: Any, spec: Any) -> None:
         table.add_row(row.name, row.source, row.certificate, str(row.draws or ""), certified, percent(row.natural))
     console = _console()
     radius, sigma, alpha = spec.radii[-1], spec.noise.sigma, spec.confidence.alpha
-    console.print(Text(f"certified accuracy at L2 radius {radius:g}, ours with sigma = {sigma:g}, alpha = {alpha:g}"))
+    console.print(
+        Text(f"certified accuracy at L2 radius {radius:g}; alpha = {alpha:g}, sigma = {sigma:g} where none is named")
+    )
     console.print(table)
     most = largest_radius(PAPER_DRAWS, alpha) * sigma
     for sentence in (

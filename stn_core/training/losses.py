@@ -184,12 +184,17 @@ class SmoothAdversarial:
 @dataclass(frozen=True)
 class Dual:
     """The linear program's training: cross-entropy on the worst logits that its dual allows within an L2 radius (Wong &
-    Kolter 2018, theorem 2). The logits are these, and so those are right that are certified."""
+    Kolter 2018, theorem 2). The logits are these, and so those are right that are certified.
+
+    Attributes:
+        radius: L2, in [0, 1] pixel units.
+    """
 
     radius: float
 
     def __call__(self, model: nn.Module, batch: Batch) -> Outcome:
-        assert isinstance(model, Normalized)  # and no wrapper that averages gradients: of a pass it would know nothing
+        # A wrapper that averages gradients over workers would not see these: they come from no pass through it.
+        assert isinstance(model, Normalized)
         with torch.autocast(batch.clean.device.type, enabled=False):
             worst = -dual.margins(model.network, batch.clean, batch.labels, self.radius)
         return Outcome(cross_entropy(worst, batch.labels), worst)

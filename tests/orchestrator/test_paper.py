@@ -219,7 +219,7 @@ def test_rows_beyond_the_paper_are_of_the_same_images(content: dict[str, Any], t
         300,
     )
     assert row["certificate"] == "neyman_pearson_one_class, label"
-    store = open_store(str(tmp_path / "out" / "beyond-1"))
+    store = open_store(str(tmp_path / "out" / "beyond-other"))
     plan = read_plan(store)
     assert plan.spec.dataset == read_plan(open_store(str(tmp_path / "out" / "stn-sigma-1.5-n-100"))).spec.dataset
     assert plan.spec.radii == (0.0, 1.58)

@@ -133,7 +133,7 @@ def test_a_run_is_no_folder_for_a_sweep(done: list[str], tmp_path: Path) -> None
     LocalStore(tmp_path / "sweep").create(layout.PLAN, b"{}")
     result = stn("--sigma", "0.1")
     assert (result.exit_code, done) == (2, [])
-    assert "holds a run, and a sweep keeps many below it" in result.stderr
+    assert "holds a run, and this keeps several below its folder" in result.stderr
 
 
 # --- Doing them ----------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import numpy as np
@@ -205,6 +206,28 @@ def test_its_gradient_is_its_slope() -> None:
     assert np.isfinite(float(total.detach()))
 
 
+def test_a_layer_may_come_twice() -> None:
+    torch.manual_seed(11)
+    relu, middle = nn.ReLU(), nn.Linear(6, 6)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(6, 6), relu, middle, relu, middle, relu, nn.Linear(6, 3)).double()
+    apart = nn.Sequential(*(copy.deepcopy(layer) for layer in network))
+    points, labels = images(12, 4, 1, 1, 6), torch.tensor([0, 1, 2, 0])
+    for epsilon in (0.0, 0.4):
+        found = margins(network, points, labels, epsilon)
+        torch.testing.assert_close(found, margins(apart, points, labels, epsilon))
+
+
+def test_a_dense_layer_of_what_is_not_flat_is_refused() -> None:
+    network = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3)).double()
+    with pytest.raises(ValueError, match="a Linear layer of images that are not flattened"):
+        margins(network, images(1, 2, 1, 1, 6), torch.tensor([0, 1]), 0.1)
+
+
+class Scaled(nn.Sequential):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(10 * input)
+
+
 @pytest.mark.parametrize(
     ("network", "says"),
     [
@@ -215,6 +238,9 @@ def test_its_gradient_is_its_slope() -> None:
         (nn.Sequential(nn.Flatten(2), nn.Linear(2, 2)), r"has a layer Flatten\(start_dim=2"),
         (nn.Sequential(nn.Linear(2, 2), nn.ReLU()), "does not end with Linear"),
         (nn.Sequential(), "does not end with Linear"),
+        (Scaled(nn.Flatten(), nn.Linear(2, 2)), "is a Scaled"),
+        (nn.Sequential(nn.Flatten(), nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))), "has a layer Param"),
+        (nn.Sequential(nn.Flatten(), nn.utils.spectral_norm(nn.Linear(2, 2))), "has a layer Linear"),
     ],
 )
 def test_other_layers_are_refused(network: nn.Module, says: str) -> None:
