@@ -333,8 +333,8 @@ NETWORKS = [
     Bad(
         "attacks under noise that is not added",
         f"{TRAIN}=w.pt --set training.method=smoothadv --set 'training.attack={{norm: l2, epsilon: 1}}' "
-        "--set 'noise={kind: splitting, scale: 0.5}' --set sampling.draws=255 --set certificates=[splitting] "
-        "--set confidence.protocol=exact",
+        "--set 'noise={kind: splitting, scale: 0.5}' --set sampling.draws=255 --set sampling.selection_draws=0 "
+        "--set certificates=[splitting] --set confidence.protocol=exact",
         "method smoothadv needs noise that is added to images, and splitting noise is not",
     ),
     Bad(
