@@ -43,19 +43,17 @@ class Trained:
     epoch: Epoch | None
 
 
-def train_model(spec: Spec, *, observe: Callable[[Epoch], None], only: NDArray[np.int64] | None = None) -> Trained:
-    """Train, resuming whatever an earlier call of the same spec left behind.
+def train_model(ready: Ready, *, observe: Callable[[Epoch], None]) -> Trained:
+    """Train, resuming whatever an earlier call for the same spec left behind.
 
     Args:
-        spec: what to train, on what.
+        ready: what ``prepare`` found.
         observe: told of every epoch.
-        only: of the selected training images, the positions of those to train on; None: all.
 
     Raises:
-        SpecError: the spec has no training section or checkpoint, or they do not fit.
+        SpecError: the cluster has GPUs for some of the workers only.
         TrainingError: training failed for good.
     """
-    ready = prepare(spec, only)
     job, checkpoint, digest, store = ready.job, ready.checkpoint, ready.digest, ready.store
     _, name = parent_and_name(checkpoint)
     if ready.done:
@@ -84,7 +82,7 @@ def train_model(spec: Spec, *, observe: Callable[[Epoch], None], only: NDArray[n
     file = io.BytesIO()
     torch.save({"state_dict": state["network"], "training": ready.settings, "training_sha256": digest}, file)
     if not store.create(name, file.getvalue()):
-        _check_existing(checkpoint, spec.store.options, digest)
+        _check_existing(checkpoint, job.storage or S3Options(), digest)
     return Trained(checkpoint, figures[-1])
 
 
@@ -110,7 +108,11 @@ class Ready:
 
 
 def prepare(spec: Spec, only: NDArray[np.int64] | None = None) -> Ready:
-    """Open the data, build the network, look whether the checkpoint can be written or is there. See ``train_model``.
+    """Open the data, build the network, look whether the checkpoint can be written or is there.
+
+    Args:
+        spec: what to train, on what.
+        only: of the selected training images, the positions of those to train on; None: all.
 
     Raises:
         SpecError: the spec has no training section or checkpoint, or they do not fit.

@@ -58,8 +58,11 @@ def train(spec: Path, overrides: tuple[str, ...], as_json: bool) -> None:
 
 def train_spec(spec: Any, only: Any = None) -> Any:
     """Train a spec's model, on some of its images, under a progress bar."""
-    from orchestrator.train import train_model
+    from orchestrator.train import Trained, prepare, train_model
 
+    ready = prepare(spec, only)
+    if ready.done:
+        return Trained(ready.checkpoint, None)
     epochs = spec.training.epochs
     start = time.monotonic()
     with meter("training", epochs, "epochs") as progress:
@@ -76,7 +79,7 @@ def train_spec(spec: Any, only: Any = None) -> Any:
             )
             progress.advance(1)
 
-        return train_model(spec, observe=observe, only=only)
+        return train_model(ready, observe=observe)
 
 
 @click.command()

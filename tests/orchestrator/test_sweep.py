@@ -17,7 +17,7 @@ from orchestrator.cli import main
 from orchestrator.errors import SpecError
 from orchestrator.spec import Spec, validate
 from orchestrator.sweep import points
-from orchestrator.train import train_model
+from orchestrator.train import prepare, train_model
 from tests.orchestrator.inline import fit_inline, hire_inline, no_cluster
 from tests.orchestrator.runs import mnist_spec
 from workers import layout
@@ -245,7 +245,7 @@ def test_a_network_whose_training_is_unknown_has_a_report_without_it(
     content: dict[str, Any], done: list[str], tmp_path: Path
 ) -> None:
     (job,) = points(spec(content), [0.1])
-    train_model(job.spec, observe=lambda epoch: None)
+    train_model(prepare(job.spec), observe=lambda epoch: None)
     state = torch.load(tmp_path / "models" / "tiny-stn-sigma-0.1.pt", weights_only=True)["state_dict"]
     torch.save(state, tmp_path / "models" / "tiny-stn-sigma-0.1.pt")
     certify_run(job.spec, hire=hire_inline)

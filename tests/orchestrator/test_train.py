@@ -18,7 +18,7 @@ from orchestrator import epochs, train
 from orchestrator.cluster import Capacity
 from orchestrator.errors import SpecError
 from orchestrator.spec import Spec, validate
-from orchestrator.train import Trained, train_model
+from orchestrator.train import Trained, prepare, train_model
 from tests.fault_proxy import Proxy, fault_proxy
 from tests.networks import tiny
 from tests.object_store import BUCKET, ObjectStore
@@ -68,7 +68,7 @@ def spec(few_digits: Path | str, checkpoint: Path | str, noise: str = "plain", *
 
 
 def run(asked: Spec) -> Trained:
-    return train_model(asked, observe=lambda epoch: None)
+    return train_model(prepare(asked), observe=lambda epoch: None)
 
 
 @pytest.mark.parametrize("noise", NOISES)
@@ -152,7 +152,7 @@ def test_the_figures_of_epochs_are_beside_the_checkpoint(
         seen.append((epoch, pq.read_metadata(tmp_path / "model.epochs.parquet").num_rows))
 
     asked = spec(few_digits, tmp_path / "model.pt")
-    train_model(asked, observe=observe)
+    train_model(prepare(asked), observe=observe)
     assert seen == [(EPOCHS[0], 1), (EPOCHS[1], 2)]
     assert pq.read_table(tmp_path / "model.epochs.parquet").to_pylist() == [
         dataclasses.asdict(epoch) for epoch in EPOCHS
