@@ -272,3 +272,29 @@ def test_a_server_that_ignores_conditions_is_refused_before_anything_is_trained(
     with pytest.raises(StoreError, match=r"ignores If-None-Match.*single_writer"):
         run(in_bucket(spec(few_digits, f"{uri}/model.pt"), proxy.url))
     assert jobs == []
+
+
+@pytest.mark.parametrize(("gpus", "workers"), [(0, 2), (2, 2), (3, 2)])
+def test_workers_have_a_gpu_each_or_none_has(
+    jobs: list[TrainJob], few_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, workers: int
+) -> None:
+    told: list[bool] = []
+    fitted = train.fit
+
+    def fit(job: TrainJob, *, gpu: bool, **others: Any) -> bytes:
+        told.append(gpu)
+        return fitted(job, gpu=gpu, **others)
+
+    monkeypatch.setattr(train, "fit", fit)
+    monkeypatch.setattr(train, "cluster", lambda _: contextlib.nullcontext(Capacity(2, gpus)))
+    run(spec(few_digits, tmp_path / "w.pt", workers=workers))
+    assert told == [gpus > 0]
+
+
+def test_fewer_gpus_than_workers_are_not_left_idle_in_silence(
+    jobs: list[TrainJob], few_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "cluster", lambda _: contextlib.nullcontext(Capacity(2, 3)))
+    with pytest.raises(SpecError, match=r"training\.workers is 4, and the cluster has GPUs for 3: set it to that, or"):
+        run(spec(few_digits, tmp_path / "w.pt", workers=4))
+    assert jobs == []
