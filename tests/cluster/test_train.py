@@ -157,12 +157,11 @@ def test_two_workers_stream_a_folder_in_object_storage_into_adversarial_training
         "method": "madry",
         "attack": {"epsilon": 0.02, "steps": 2},
         "dataset": {"kind": "image_folder", "path": f"{uri}/train"},
-        "validation": {"kind": "image_folder", "path": f"{uri}/train", "resize": 36, "crop": 32},
         "random_crop": 32,
         "loaders": 1,
         "augment": {"flip": True},
         "optimizer": "sgd",
-        "epochs": 3,
+        "epochs": 2,
         "batch_size": 10,
         "threads_per_worker": 1,
         "precision": "float32",
@@ -171,8 +170,9 @@ def test_two_workers_stream_a_folder_in_object_storage_into_adversarial_training
     model = {"name": "resnet18", "checkpoint": f"{uri}/model.pt", "num_classes": 2}
     done = run("train", write_spec(tmp_path, "run", model=model, training=training))
     assert done.returncode == 0, done.stderr
-    assert "epoch 3/3" in done.stderr
+    assert "epoch 2/2" in done.stderr
     figures = pq.read_table(io.BytesIO(store.read("model.epochs.parquet"))).to_pylist()
-    assert [row["epoch"] for row in figures] == [1, 2, 3]
-    assert all(row["validation_clean"] is not None for row in figures)
-    assert figures[2]["loss"] < figures[0]["loss"]
+    assert [row["epoch"] for row in figures] == [1, 2]
+    assert all(np.isfinite(row["loss"]) for row in figures)
+    weights = torch.load(io.BytesIO(store.read("model.pt")), weights_only=True)["state_dict"]
+    assert weights["bn1.num_batches_tracked"] == 4
