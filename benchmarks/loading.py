@@ -23,7 +23,8 @@ IMAGES, BATCH, SIDE, PROCESSES = 1024, 64, 224, 2
 
 
 def rows() -> Iterator[Row]:
-    """One epoch of JPEG files of ImageNet's usual size, a random crop of each, in shuffled order."""
+    """One epoch of JPEG files of ImageNet's usual size, a random crop of each, in shuffled order. An epoch is short here, and
+    what Ray Data takes to start one is part of it."""
     with tempfile.TemporaryDirectory() as folder:
         write_images(Path(folder))
         dataset = ImageFolder(kind="image_folder", path=Path(folder))
@@ -39,6 +40,7 @@ def rows() -> Iterator[Row]:
             include_dashboard=False,
         )
         ray.data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         paths = sorted(str(path) for path in Path(folder).rglob("*.jpeg"))
         try:
             name = f"{IMAGES} JPEG files of 500 x 375, random crops of {SIDE}: {PROCESSES} loaders"
