@@ -23,8 +23,10 @@ IMAGES, BATCH, SIDE, PROCESSES = 1024, 64, 224, 2
 
 
 def rows() -> Iterator[Row]:
-    """One epoch of JPEG files of ImageNet's usual size, a random crop of each, in shuffled order. It is a short one, and what
-    Ray Data takes to start is part of it."""
+    """One short epoch of JPEG files of ImageNet's usual size: a random crop of each, in shuffled order.
+
+    What Ray Data takes to start is part of it.
+    """
     with tempfile.TemporaryDirectory() as folder:
         write_images(Path(folder))
         dataset = ImageFolder(kind="image_folder", path=Path(folder))
