@@ -339,9 +339,9 @@ def _death(text: str) -> str:
 
 
 def _last_line(text: str) -> str:
-    """The cause, which Ray prints after its traceback."""
+    """The cause, which Ray prints after its traceback; our own errors without the names of their types."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "no reason given"
+    return re.sub(r"^workers\.[\w.]+: ", "", lines[-1]) if lines else "no reason given"
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.cluster import Capacity, _death, workers_for
+from orchestrator.cluster import Capacity, _death, _last_line, workers_for
 from orchestrator.errors import SpecError
 from orchestrator.spec import Resources
 
@@ -81,3 +81,18 @@ def test_how_many_actors(resources: dict[str, object], capacity: Capacity, expec
 def test_more_gpus_than_there_can_be() -> None:
     with pytest.raises(SpecError, match=r"resources\.gpus_per_actor asks for 2 GPUs and this machine has 1"):
         workers_for(Resources(gpus_per_actor=2), Capacity(8, 1))
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        (
+            "Traceback\n  x\nworkers.images.DatasetError: training.dataset: image 9: b\n\n",
+            "training.dataset: image 9: b",
+        ),
+        ("Traceback\n  x\nValueError: workers.y: z", "ValueError: workers.y: z"),
+        ("\n", "no reason given"),
+    ],
+)
+def test_the_cause_of_a_failed_training_is_told_as_it_is_told_elsewhere(text: str, cause: str) -> None:
+    assert _last_line(text) == cause
