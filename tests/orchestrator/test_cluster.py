@@ -53,7 +53,7 @@ workers.ray_entry.WrongInputs: the data set that this worker sees is not the one
             "Ray killed it, since its machine ran low on memory (22.93GB used / 23.54GB): "
             "fewer resources.actors, or a smaller resources.batch_size, need less",
         ),
-        (RAISED, "workers.ray_entry.WrongInputs: the data set that this worker sees is not the one planned"),
+        (RAISED, "the data set that this worker sees is not the one planned"),
         ("", "no reason given"),
     ],
 )
