@@ -17,12 +17,14 @@ from orchestrator.policy import Policy
 from orchestrator.presence import announced
 from orchestrator.progress import Meter, meter, time_text
 from orchestrator.reduce import check_against, reduce_run
-from orchestrator.resolve import resolve
-from orchestrator.runs import counted_shards, failed_images, given_up_shards, read_plan
+from orchestrator.resolve import Resolved, resolve
+from orchestrator.runs import counted_shards, failed_images, given_up_shards, read_index, read_plan
 from orchestrator.spec import Resources, Spec
 from orchestrator.tables import Reduced, View, published
 from workers import layout
 from workers.counting import CountJob
+from workers.images import EncodedImages, ImageSet
+from workers.settings import ParquetImages, WebDataset
 from workers.store import Store, StoreError
 
 log = logging.getLogger(__name__)
@@ -68,11 +70,15 @@ def certify_run(spec: Spec, *, retry_failed: bool = False, hire: Hire = hire_act
     store = spec.store.open()
     if retry_failed and not store.exists(layout.PLAN):
         raise RunError(f"no run at {store.uri}: nothing has failed there yet, leave out --retry-failed")
-    plan = resolve(spec).plan
+    # Of folders, the listing that would tell whether an index still holds is all there is to make one.
+    known = read_index(store) if isinstance(spec.dataset, WebDataset | ParquetImages) else None
+    resolved = resolve(spec, known)
+    plan = resolved.plan
     view = View.of(spec)
     check_against(plan, view)
     store.check_exclusive()
     stored = _settle(store, plan)
+    _keep_index(store, resolved.images)
     _keep_training(store, plan.spec)
 
     done = counted_shards(store, plan)
@@ -82,7 +88,7 @@ def certify_run(spec: Spec, *, retry_failed: bool = False, hire: Hire = hire_act
     if last is not None and last.view == view and not _outdated(store, last):
         return Certification(store.uri, 0, {}, last, nothing_to_do=True)
 
-    outcome = _count(store, plan, spec.resources, work, hire) if work.images else Outcome(set(), {})
+    outcome = _count(store, resolved, spec.resources, work, hire) if work.images else Outcome(set(), {})
     with meter("reducing", len(outcome.counted.union(done)), "shards") as progress:
         # By the plan that the run was begun with: its versions are those of the votes, as far as one plan can say.
         reduced = reduce_run(store, stored, view, progress.advance)
@@ -130,6 +136,12 @@ def _settle(store: Store, plan: Plan) -> Plan:
     return stored
 
 
+def _keep_index(store: Store, images: ImageSet) -> None:
+    """Leave the data set's index where workers find it, and the next call of this command."""
+    if isinstance(images, EncodedImages) and not store.exists(layout.INDEX):
+        store.create(layout.INDEX, images.index.content.to_pybytes())
+
+
 def _keep_training(store: Store, spec: Spec) -> None:
     """Copy the figures of the network's training into the run, which may outlive the checkpoint."""
     if spec.model.checkpoint is not None and not store.exists(layout.TRAINING):
@@ -141,11 +153,11 @@ def _keep_training(store: Store, spec: Spec) -> None:
             store.create(layout.TRAINING, content)
 
 
-def _count(store: Store, plan: Plan, resources: Resources, work: _Work, hire: Hire) -> Outcome:
+def _count(store: Store, resolved: Resolved, resources: Resources, work: _Work, hire: Hire) -> Outcome:
     digest = hashlib.sha256(store.read(layout.PLAN)).hexdigest()
 
     def make_job(device: Device) -> CountJob:
-        return plan.job(store.uri, device=device, plan_sha256=digest)
+        return resolved.plan.job(store.uri, device=device, plan_sha256=digest, sample=resolved.sample)
 
     with (
         meter("counting", sum(work.images.values()), "images") as progress,

@@ -115,10 +115,11 @@ class ActorPool:
         self._task = task
         self._needs = f"{cpus:g} CPUs and {gpus:g} GPUs"
         self._warn = warn
-        # A thread of its own for `stop`, which is not to wait for the shard at work.
+        # A thread of its own for `stop`, which is not to wait for the shard at work. Two for shards: of the next
+        # one the images are read while the first is counted.
         remote: Any = ray.remote(concurrency_groups={"control": 1})  # type: ignore[call-overload]  # known to Ray
         self._actor_class: Any = remote(CountingActor).options(
-            num_cpus=cpus, num_gpus=gpus, max_restarts=0, runtime_env={"env_vars": _ALLOCATOR}
+            num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_concurrency=2, runtime_env={"env_vars": _ALLOCATOR}
         )
         self._actors: dict[int, Any] = {}
         self._waiting: dict[Any, tuple[int, int | None]] = {}

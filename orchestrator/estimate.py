@@ -14,7 +14,7 @@ from orchestrator.cluster import Capacity, workers_for
 from orchestrator.resolve import Resolved
 from stn_core.votes import count_votes, default_batch_size
 from workers import counts_table
-from workers.counting import count_images
+from workers.counting import count_images, read_images
 
 #: Images, and draws of each, that the size of the votes is extrapolated from.
 _BYTES_IMAGES, _BYTES_DRAWS = 8, 16
@@ -90,7 +90,7 @@ def _bytes(resolved: Resolved) -> int:
     few = {"draws": min(sampling.draws, _BYTES_DRAWS), "selection_draws": min(sampling.selection_draws, _BYTES_DRAWS)}
     sample = dataclasses.replace(job, sampling=sampling.model_copy(update=few), shard_size=_BYTES_IMAGES)
     device = resolved.model.mean.device
-    table = count_images(sample, sample.shard_indices(0), resolved.images, resolved.model, device)
+    table = count_images(sample, read_images(sample, sample.shard_indices(0), resolved.images), resolved.model, device)
     empty = len(counts_table.encode(table.slice(0, 0), job.provenance))
     row = (len(counts_table.encode(table, job.provenance)) - empty) / max(1, table.num_rows)
     return round(plan.shards * empty + plan.images * row)

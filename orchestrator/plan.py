@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +18,7 @@ from orchestrator.spec import Spec, validate
 from stn_core.noise import NOISE_VERSION
 from workers.counting import CountJob
 from workers.images import selected
+from workers.settings import PLACES
 
 SCHEMA_VERSION = 1
 
@@ -50,9 +53,9 @@ class Plan:
     noise_version: int = NOISE_VERSION
     schema_version: int = SCHEMA_VERSION
 
-    @property
-    def indices(self) -> range:
-        """The data set's indices that the run covers."""
+    @cached_property
+    def indices(self) -> Sequence[int]:
+        """The data set's indices that the run covers, ascending."""
         return selected(self.spec.dataset, self.dataset_size)
 
     @property
@@ -121,6 +124,7 @@ class Plan:
                     "kind": dataset.kind,
                     "every": dataset.every,
                     "limit": dataset.limit,
+                    **({} if dataset.indices is None else {"indices": self._indices_sha256}),
                     "fingerprint": self.dataset_sha256,
                 },
                 "model": {
@@ -135,8 +139,17 @@ class Plan:
             }
         )
 
-    def job(self, run: str, *, device: Literal["cpu", "cuda"], plan_sha256: str = "") -> CountJob:
-        """What a worker needs to count any shard of the run at ``run``, whose plan.json has that digest."""
+    @cached_property
+    def _indices_sha256(self) -> str:
+        return hashlib.sha256(" ".join(map(str, self.spec.dataset.indices or ())).encode()).hexdigest()
+
+    def job(
+        self, run: str, *, device: Literal["cpu", "cuda"], plan_sha256: str = "", sample: int | None = None
+    ) -> CountJob:
+        """What a worker needs to count any shard of the run at ``run``, whose plan.json has that digest.
+
+        ``sample`` is the index of an image that every worker should be able to read.
+        """
         spec, resources = self.spec, self.spec.resources
         return CountJob(
             store=spec.store.model_copy(update={"run": run}),
@@ -147,6 +160,7 @@ class Plan:
             num_classes=self.num_classes,
             image_shape=self.image_shape,
             indices=self.indices,
+            sample=sample,
             shard_size=self.shard_size,
             batch_size=None if resources.batch_size == "auto" else resources.batch_size,
             precision=resources.precision,
@@ -168,9 +182,9 @@ class Plan:
                 exclude={
                     "store": True,
                     "resources": True,
-                    "dataset": {"path"},
+                    "dataset": {*PLACES, "indices"},
                     "model": {"checkpoint"},
-                    "training": {"dataset": {"path"}, "validation": True},
+                    "training": {"dataset": {*PLACES, "indices"}, "validation": True},
                 },
             ),
             "identity": self.identity(),

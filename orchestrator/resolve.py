@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from stn_core.models import Normalized, weights_sha256
 from stn_core.naming import one_line
 from workers.counting import load_model
 from workers.files import absolute, exists
-from workers.images import DatasetError, ImageSet, UnreadableImage, open_dataset, selected
+from workers.images import DatasetError, ImageSet, Index, UnreadableImage, open_dataset, selected
+from workers.settings import PLACES
 from workers.store import StoreError
 
 _PACKAGES = ("ray", "torch", "torchvision", "numpy", "scipy", "pyarrow", "pillow")
@@ -43,8 +45,12 @@ class Resolved:
     sample: int
 
 
-def resolve(spec: Spec) -> Resolved:
+def resolve(spec: Spec, known: Index | None = None) -> Resolved:
     """Open the data set and the model a spec names, check that they fit, and make the plan.
+
+    Args:
+        spec: what is asked for.
+        known: the data set's index as the run has it, if it does.
 
     Raises:
         SpecError: something named does not exist or does not fit.
@@ -52,12 +58,12 @@ def resolve(spec: Spec) -> Resolved:
     spec = _with_absolute_paths(spec)
     _check_checkpoint(spec)
     try:
-        images = open_dataset(spec.dataset, spec.store.options)
+        images = open_dataset(spec.dataset, spec.store.options, known)
+        indices = selected(spec.dataset, len(images))
         num_classes = spec.model.num_classes or images.num_classes
         model = load_model(spec.model, num_classes, spec.store.options)
     except (DatasetError, ValueError) as error:
         raise SpecError(str(error)) from error
-    indices = selected(spec.dataset, len(images))
     sample, shape = _usual_shape(images, indices)
     _check_model(spec.model.name, model, shape, num_classes)
     draws = spec.sampling.draws + spec.sampling.selection_draws
@@ -97,8 +103,8 @@ def code_sha256() -> str:
 def _with_absolute_paths(spec: Spec) -> Spec:
     """Paths as any node sees them: a worker's working directory is not the driver's."""
     values = spec.model_dump()
-    for section, key in (("dataset", "path"), ("model", "checkpoint")):
-        if values[section].get(key) is not None:
+    for section, key in (*(("dataset", place) for place in sorted(PLACES)), ("model", "checkpoint")):
+        if isinstance(values[section].get(key), Path):
             try:
                 values[section][key] = absolute(values[section][key])
             except RuntimeError as error:
@@ -116,7 +122,7 @@ def _check_checkpoint(spec: Spec) -> None:
         raise SpecError(f"no checkpoint at model.checkpoint {checkpoint}: {hint}")
 
 
-def _usual_shape(images: ImageSet, indices: range) -> tuple[int, tuple[int, int, int]]:
+def _usual_shape(images: ImageSet, indices: Sequence[int]) -> tuple[int, tuple[int, int, int]]:
     """The shape most of the first images have, and one of them. Others are recorded as failed, and broken ones too."""
     shapes: dict[tuple[int, int, int], list[int]] = {}
     reason = "it is empty"

@@ -17,6 +17,8 @@ from orchestrator.plan import Plan
 from stn_core.naming import one_line
 from workers import counts_table, layout
 from workers.committed import Committed, DamagedVotes, read_committed
+from workers.datasets.base import DatasetError
+from workers.datasets.index import Index
 from workers.store import ObjectMissing, Store
 
 Ints = NDArray[np.int64]
@@ -32,6 +34,16 @@ def read_plan(store: Store) -> Plan:
         return Plan.from_json(store.read(layout.PLAN), f"{store.uri}/{layout.PLAN}")
     except ObjectMissing:
         raise RunError(f"no run at {store.uri}: it has no {layout.PLAN}") from None
+
+
+def read_index(store: Store) -> Index | None:
+    """The data set's index, as the run keeps it; None where it does not. Raises RunError if it is damaged."""
+    try:
+        return Index(store.read(layout.INDEX))
+    except ObjectMissing:
+        return None
+    except DatasetError as error:
+        raise RunError(f"{store.uri}/{layout.INDEX} {error}") from error
 
 
 def counted_shards(store: Store, plan: Plan) -> list[int]:

@@ -145,7 +145,26 @@ def load_spec(path: Path, overrides: Sequence[str] = ()) -> Spec:
         raise SpecError(f"{path} must hold sections (dataset, model, noise, …), see examples/demo.yaml")
     for override in overrides:
         _apply(content, override)
+    training = content.get("training")
+    for key, section in (
+        ("dataset", content.get("dataset")),
+        *((f"training.{name}", training.get(name)) for name in ("dataset", "validation") if isinstance(training, dict)),
+    ):
+        if isinstance(section, dict) and isinstance(section.get("indices"), str):
+            section["indices"] = _index_list(f"{path}: {key}.indices", Path(section["indices"]))
     return validate(content, str(path))
+
+
+def _index_list(key: str, path: Path) -> list[int]:
+    """The numbers in a file, one on each line. Raises SpecError."""
+    try:
+        lines = path.expanduser().read_text().splitlines()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise SpecError(f"{key} names {path}, which cannot be read: {one_line(error)}") from error
+    for number, line in enumerate(lines, 1):
+        if line.strip() and not line.strip().isdecimal():
+            raise SpecError(f"{key}: line {number} of {path} must be the number of an image, got {line.strip()!r}")
+    return [int(line) for line in lines if line.strip()]
 
 
 _RANK = {"extra_forbidden": 0, "literal_error": 1, "missing": 3}

@@ -23,8 +23,8 @@ from stn_core.dual import check_network
 from stn_core.naming import one_line
 from workers.counting import load_model
 from workers.files import absolute, exists, parent_and_name, read_file
-from workers.images import DatasetError, ImageSet, open_dataset, selected
-from workers.settings import NEEDS, Dataset, GaussianNoise, Noise, Training
+from workers.images import DatasetError, EncodedImages, ImageSet, open_dataset, selected
+from workers.settings import NEEDS, PLACES, Dataset, GaussianNoise, Noise, Training
 from workers.store import S3Options, Store, StoreError, open_store
 from workers.training import Epoch, TrainJob
 
@@ -161,8 +161,10 @@ def decisive(training: Training) -> dict[str, Any]:
     """What decides the weights: neither paths nor workers do, nor what is measured meanwhile."""
     settings = training.model_dump(
         mode="json",
-        exclude={"workers": True, "threads_per_worker": True, "loaders": True, "validation": True, "dataset": {"path"}},
+        exclude={"workers": True, "threads_per_worker": True, "loaders": True, "validation": True, "dataset": PLACES},
     )
+    if settings["dataset"]["indices"] is None:
+        del settings["dataset"]["indices"]
     default = {name: Training.model_fields[name].default for name in _LATER}
     return {name: value for name, value in settings.items() if name not in default or value != default[name]}
 
@@ -175,6 +177,9 @@ def _job(spec: Spec, training: Training, only: NDArray[np.int64] | None) -> tupl
         }
     )
     images = _opened("training", training.dataset, spec)
+    validation = None
+    if training.validation is not None:
+        validation = _opened("training.validation", training.validation, spec)
     num_classes = spec.model.num_classes or images.num_classes
     try:
         model = load_model(spec.model.model_copy(update={"checkpoint": None}), num_classes)
@@ -188,8 +193,8 @@ def _job(spec: Spec, training: Training, only: NDArray[np.int64] | None) -> tupl
     found = len(selected(training.dataset, len(images))) if only is None else len(only)
     if found < training.workers:
         raise SpecError(f"training.dataset has {found} images for training.workers {training.workers}: set fewer")
-    if training.validation is not None:
-        _check_labels("training.validation", _opened("training.validation", training.validation, spec), num_classes)
+    if validation is not None:
+        _check_labels("training.validation", validation, num_classes)
     job = TrainJob(
         model=spec.model,
         training=training,
@@ -199,13 +204,16 @@ def _job(spec: Spec, training: Training, only: NDArray[np.int64] | None) -> tupl
         only=only,
         import_paths=(str(Path.cwd()),),
         storage=spec.store.options,
+        index=images.index if isinstance(images, EncodedImages) else None,
+        validation_index=validation.index if isinstance(validation, EncodedImages) else None,
     )
     return job, images.fingerprint
 
 
 def _found(key: str, dataset: Dataset) -> Dataset:
-    path = getattr(dataset, "path", None)
-    return dataset if path is None else dataset.model_copy(update={"path": _absolute(f"{key}.path", path)})
+    places = {name: getattr(dataset, name, None) for name in PLACES}
+    found = {name: _absolute(f"{key}.{name}", place) for name, place in places.items() if isinstance(place, Path)}
+    return dataset.model_copy(update=found)
 
 
 def _opened(key: str, dataset: Dataset, spec: Spec) -> ImageSet:

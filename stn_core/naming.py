@@ -26,3 +26,10 @@ def one_line(error: BaseException, limit: int = 200) -> str:
     """What a foreign exception says, on one line of at most ``limit`` characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def listed(values: Iterable[object], most: int = 10) -> str:
+    """'1, 5, 7'; of many the first ones, and how many more."""
+    every = list(values)
+    more = f" and {len(every) - most} more" if len(every) > most else ""
+    return ", ".join(str(value) for value in every[:most]) + more

@@ -350,7 +350,7 @@ NETWORKS = [
     Bad(
         "random crops of what is no image file",
         f"{TRAIN}=w.pt --set training.random_crop=20",
-        "training: random_crop needs dataset.kind image_folder: other images are held decoded",
+        "training: random_crop needs dataset.kind image_folder, imagenet or webdataset: other images are held decoded",
     ),
     Bad(
         "a label outside the classes",

@@ -17,6 +17,7 @@ from workers.settings import (
     Digits,
     GaussianNoise,
     ImageFolder,
+    ImageNet,
     LaplaceNoise,
     Mnist,
     Model,
@@ -26,6 +27,7 @@ from workers.settings import (
     StoreSettings,
     Training,
     UniformNoise,
+    WebDataset,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -39,7 +41,7 @@ def test_every_command_is_described() -> None:
 
 def test_every_section_and_key_of_a_spec_is_named() -> None:
     sections: list[type[BaseModel]] = [
-        *(Digits, Mnist, ImageFolder, ParquetImages),
+        *(Digits, Mnist, ImageFolder, ImageNet, WebDataset, ParquetImages),
         *(GaussianNoise, LaplaceNoise, UniformNoise, SplittingNoise),
         *(Model, Normalization, StoreSettings, Training, Attack, Augmentation),
     ]

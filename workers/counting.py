@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from stn_core.models import Normalized, build_network, load_weights
@@ -17,6 +18,7 @@ from stn_core.naming import one_line
 from stn_core.noise import Phase
 from stn_core.votes import Precision, Tally, count_votes
 from workers import counts_table
+from workers.ahead import ahead
 from workers.files import read_file
 from workers.images import ImageSet, Pixels, UnreadableImage
 from workers.settings import Dataset, Model, Noise, Sampling, StoreSettings
@@ -42,6 +44,8 @@ class CountJob:
         model_sha256, dataset_sha256: what the worker's own copies must amount to.
         import_paths: folders to import the user's modules from.
         provenance: what to write into each file's metadata.
+        sample: an image's index in the data set, to be read before anything is counted: who cannot have one would
+            record all as broken. None: none is known.
     """
 
     store: StoreSettings
@@ -51,7 +55,7 @@ class CountJob:
     sampling: Sampling
     num_classes: int
     image_shape: tuple[int, int, int]
-    indices: range
+    indices: Sequence[int]
     shard_size: int
     batch_size: int | None
     precision: Precision
@@ -62,8 +66,9 @@ class CountJob:
     dataset_sha256: str
     import_paths: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    sample: int | None = None
 
-    def shard_indices(self, shard: int) -> range:
+    def shard_indices(self, shard: int) -> Sequence[int]:
         """The data set's indices in a shard."""
         return self.indices[shard * self.shard_size : (shard + 1) * self.shard_size]
 
@@ -93,24 +98,51 @@ def _checkpoint(place: Path | str, options: S3Options | None) -> bytes:
         raise ValueError(f"model.checkpoint: {error}") from error
 
 
-def count_images(
-    job: CountJob, indices: Sequence[int], images: ImageSet, model: nn.Module, device: torch.device
-) -> pa.Table:
-    """Rows of these images of the data set, in their order.
+@dataclass(frozen=True)
+class Shard:
+    """Images of a shard, in memory.
 
-    An image that cannot be read, has another shape, or a label outside the classes gets a row with ``error`` and no
-    draws; the others are counted.
+    Attributes:
+        indices: of all of them, in the data set.
+        keys: their identities, int64 (images,).
+        labels: int64 (images,).
+        errors: why an image cannot be counted; None where it can.
+        pixels: of those that can, uint8 (channels, height, width) each.
     """
-    pixels: list[Pixels] = []
-    errors: list[str | None] = []
-    for index in indices:
+
+    indices: Sequence[int]
+    keys: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    errors: Sequence[str | None]
+    pixels: Sequence[Pixels]
+
+
+def read_images(job: CountJob, indices: Sequence[int], images: ImageSet) -> Shard:
+    """These images of the data set, in their order, several at a time.
+
+    One that cannot be read, has another shape, or a label outside the classes is an error of its own.
+    """
+
+    def read(index: int) -> Pixels | str:
         try:
-            pixels.append(_usable(job, images, index))
-            errors.append(None)
+            return _usable(job, images, index)
         except UnreadableImage as error:
-            errors.append(str(error))
+            return str(error)
+
+    found = list(ahead(read, indices))
+    return Shard(
+        indices=indices,
+        keys=np.array([images.key(index) for index in indices], dtype=np.int64),
+        labels=images.labels[np.array(indices, dtype=np.int64)],
+        errors=[one if isinstance(one, str) else None for one in found],
+        pixels=[one for one in found if not isinstance(one, str)],
+    )
+
+
+def count_images(job: CountJob, shard: Shard, model: nn.Module, device: torch.device) -> pa.Table:
+    """Rows of a shard's images, in their order. One that could not be read gets a row with ``error`` and no draws."""
+    indices, keys, errors, pixels = shard.indices, shard.keys, shard.errors, shard.pixels
     counted = np.array([error is None for error in errors], dtype=bool)
-    keys = np.array([images.key(index) for index in indices], dtype=np.int64)
     sampling = job.sampling
 
     tallies: dict[Phase, Tally] = {}
@@ -140,7 +172,7 @@ def count_images(
         {
             "index": np.array(indices, dtype=np.int64),
             "key": keys,
-            "label": images.labels[np.array(indices, dtype=np.int64)],
+            "label": shard.labels,
             "selection": counts_table.sparse(selection.votes),
             "estimation": counts_table.sparse(estimation.votes),
             "selection_draws": selection_draws,

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import pyarrow as pa
 
-from workers.store import ObjectMissing, S3Options, StoreError, below, open_store
+from workers.store import ObjectMissing, S3Options, StoredObject, StoreError, below, open_store
 
 if TYPE_CHECKING:
     from workers.s3 import S3Reader
@@ -26,7 +26,7 @@ class File:
     """A file of a listing.
 
     Attributes:
-        name: path relative to the place; of a folder, which only ``walk`` names, with a slash at its end.
+        name: path relative to the place.
         size: bytes; -1 of a link to nowhere.
     """
 
@@ -38,16 +38,22 @@ class Files(Protocol):
     """Files below a place. Listings are in the order of their names' components, as paths are."""
 
     def list(self) -> Sequence[File]:
-        """What lies directly in the place."""
+        """What lies directly in the place, but folders."""
 
-    def walk(self) -> Sequence[File]:
-        """What lies below it, at any depth, and the folders directly in it: object storage has no empty ones."""
+    def folders(self) -> Sequence[str]:
+        """Names of the folders directly in it. Object storage has no empty ones."""
+
+    def walk(self, folder: str) -> Sequence[File]:
+        """What lies below one of them, at any depth."""
 
     def file(self, name: str) -> File:
         """One file, listed alone."""
 
     def read(self, name: str) -> bytes:
         """A file's content."""
+
+    def read_part(self, name: str, offset: int, size: int) -> bytes:
+        """``size`` bytes of a file from ``offset`` on; fewer where it ends before."""
 
     def open(self, file: File) -> pa.NativeFile:
         """A listed file to seek in, of which only what is asked for is fetched."""
@@ -107,23 +113,24 @@ class LocalFiles:
         self._root = root
 
     def list(self) -> Sequence[File]:
-        return [self._file(path) for path in sorted(self._root.iterdir())]
+        return [self._file(path) for path in sorted(self._root.iterdir()) if not path.is_dir()]
 
-    def walk(self) -> Sequence[File]:
-        found = []
-        for entry in sorted(self._root.iterdir()):
-            if entry.is_dir():
-                found.append(File(f"{entry.name}/", 0))
-                found += [self._file(path) for path in sorted(below(entry))]
-            else:
-                found.append(self._file(entry))
-        return found
+    def folders(self) -> Sequence[str]:
+        return sorted(path.name for path in self._root.iterdir() if path.is_dir())
+
+    def walk(self, folder: str) -> Sequence[File]:
+        return [self._file(path) for path in sorted(below(self._root / folder)) if not path.is_dir()]
 
     def file(self, name: str) -> File:
         return File(name, (self._root / name).stat().st_size)
 
     def read(self, name: str) -> bytes:
         return (self._root / name).read_bytes()
+
+    def read_part(self, name: str, offset: int, size: int) -> bytes:
+        with (self._root / name).open("rb") as file:
+            file.seek(offset)
+            return file.read(size)
 
     def open(self, file: File) -> pa.NativeFile:
         return pa.OSFile(str(self._root / file.name))
@@ -139,14 +146,21 @@ class S3Files:
         self._reader = reader
 
     def list(self) -> Sequence[File]:
-        return [file for file in self.walk() if "/" not in file.name]
+        return [File(child.key, child.size) for child in self._children() if isinstance(child, StoredObject)]
 
-    def walk(self) -> Sequence[File]:
+    def folders(self) -> Sequence[str]:
+        return [child for child in self._children() if isinstance(child, str)]
+
+    def _children(self) -> Sequence[StoredObject | str]:
         # The prefix itself may be an object, made to look like a folder.
-        found = [File(stored.key, stored.size) for stored in self._reader.list("") if stored.key]
-        if not found:
+        found = [child for child in self._reader.children() if child not in ("", "/")]
+        if not any(isinstance(child, str) or child.key for child in found):
             raise _missing(self._reader.uri)
-        return sorted(found, key=lambda file: file.name.split("/"))
+        return [child for child in found if isinstance(child, str) or child.key]
+
+    def walk(self, folder: str) -> Sequence[File]:
+        found = (File(stored.key, stored.size) for stored in self._reader.list(f"{folder}/"))
+        return sorted((file for file in found if not file.name.endswith("/")), key=lambda file: file.name.split("/"))
 
     def file(self, name: str) -> File:
         try:
@@ -155,11 +169,18 @@ class S3Files:
             raise _missing(name) from None
 
     def read(self, name: str) -> bytes:
+        return self._told(name, lambda: self._reader.read(name))
+
+    def read_part(self, name: str, offset: int, size: int) -> bytes:
+        return self._told(name, lambda: self._reader.read_range(name, offset, offset + size))
+
+    @staticmethod
+    def _told(name: str, read: Callable[[], bytes]) -> bytes:
+        """What cannot be had in a folder's words: what is recorded of an image is to be the same for both."""
         from workers.s3 import ObjectRefused
 
-        # In a folder's words: what is recorded of an image is to be the same for both.
         try:
-            return self._reader.read(name)
+            return read()
         except ObjectMissing:
             raise _missing(name) from None
         except ObjectRefused:

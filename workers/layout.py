@@ -1,6 +1,7 @@
 """Where everything of a run lies. The only module that builds object keys.
 
 RUN/plan.json                               what the run is
+RUN/index.parquet                           which image is what and where, of a data set of encoded images
 RUN/counts/round=0/shard-000042.parquet     votes, one object per shard: its own commit
 RUN/counts/round=0/shard-000042.retry-000001.parquet   votes of images of that shard that had failed before
 RUN/failed/shard-000042.json                why a shard was given up in the last attempt
@@ -19,6 +20,7 @@ import re
 import uuid
 
 PLAN = "plan.json"
+INDEX = "index.parquet"
 COUNTS = "counts/"
 FAILED = "failed/"
 DRIVERS = "drivers/"

@@ -1,6 +1,6 @@
 """Training images, batch by batch: from memory, or decoded by processes of their own while the network learns.
 
-What fits is kept in memory. Folders of image files are read and decoded anew in every epoch, by processes of
+What fits is kept in memory. Image files are read and decoded anew in every epoch, by processes of
 ``torch.utils.data.DataLoader``: benchmarks/loading.py measures it against Ray Data.
 """
 
@@ -16,9 +16,21 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from workers.images import DIFFER, DatasetError, EncodedImages, UnreadableImage, load_all, open_dataset, selected
+from workers.datasets.index import Entry
+from workers.images import (
+    DIFFER,
+    DatasetError,
+    Decoder,
+    EncodedImages,
+    Index,
+    UnreadableImage,
+    indexed,
+    load_all,
+    open_dataset,
+    selected,
+)
+from workers.settings import STREAMED, EncodedDataset
 from workers.settings import Dataset as DatasetSettings
-from workers.settings import ImageFolder
 from workers.store import S3Options
 
 Arrays = tuple[torch.Tensor, torch.Tensor]
@@ -57,6 +69,7 @@ def open_source(
     random_crop: int | None = None,
     loaders: int = 0,
     lasting: bool = True,
+    index: Index | None = None,
 ) -> Source:
     """What a spec's training section names as ``key``.
 
@@ -68,14 +81,15 @@ def open_source(
         random_crop: side of crops of random size and place, pixels; None: as the section says.
         loaders: processes that decode; 0: none, images are decoded where they are asked for.
         lasting: they are kept from one call of ``batches`` to the next.
+        index: of encoded images; None: made here.
 
     Raises:
         DatasetError: it cannot be used.
     """
     try:
-        if isinstance(dataset, ImageFolder):
-            return _Streamed(key, dataset, storage, only, random_crop, loaders, lasting)
-        found = load_all(dataset, storage, only)
+        if isinstance(dataset, STREAMED):
+            return _Streamed(key, dataset, storage, only, random_crop, loaders, lasting, index)
+        found = load_all(dataset, storage, only, index)
     except DatasetError as error:
         raise DatasetError(f"{key}: {error}") from error
     return _InMemory(torch.from_numpy(found.pixels), torch.from_numpy(found.labels))
@@ -103,20 +117,22 @@ class _Streamed:
     def __init__(
         self,
         key: str,
-        dataset: ImageFolder,
+        dataset: EncodedDataset,
         storage: S3Options | None,
         only: NDArray[np.int64] | None,
         random_crop: int | None,
         loaders: int,
         lasting: bool,
+        index: Index | None,
     ) -> None:
-        images = open_dataset(dataset, storage)
+        images = open_dataset(dataset, storage) if index is None else indexed(dataset, storage, index)
         assert isinstance(images, EncodedImages)
-        indices = np.array(selected(dataset, len(images)))
+        images.index.hold()  # batches are of images from everywhere
+        indices = np.array(selected(dataset, len(images)), dtype=np.int64)
         self._indices = indices if only is None else indices[only]
-        self._key, self._batches = key, _Batches()
+        self._key, self._batches = key, _Batches(images.index)
         self._loader: DataLoader[Any] = DataLoader(
-            _Items(images, random_crop),
+            _Items(images.decoder, random_crop),
             batch_sampler=self._batches,  # type: ignore[arg-type]  # a list of items, of which a batch is made at once
             collate_fn=_collate,
             num_workers=loaders,
@@ -131,10 +147,7 @@ class _Streamed:
         return len(self._indices)
 
     def batches(self, positions: Sequence[NDArray[np.int64]], seeds: Sequence[NDArray[np.uint64]]) -> Iterator[Arrays]:
-        self._batches.items = [
-            list(zip(self._indices[rows].tolist(), chances.tolist(), strict=True))
-            for rows, chances in zip(positions, seeds, strict=True)
-        ]
+        self._batches.items = [(self._indices[rows], chances) for rows, chances in zip(positions, seeds, strict=True)]
         for batch in self._loader:
             if isinstance(batch, str):
                 raise DatasetError(f"{self._key}: {batch}")
@@ -145,13 +158,29 @@ class _Streamed:
         del self._loader
 
 
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """An image to be read: its number in the data set, where it lies, what its random crop follows from."""
+
+    index: int
+    entry: Entry
+    seed: int
+
+
 class _Batches:
     """What the loader is asked for next: set anew for every epoch."""
 
-    items: Sequence[Sequence[tuple[int, int]]] = ()
+    items: Sequence[tuple[NDArray[np.int64], NDArray[np.uint64]]] = ()
 
-    def __iter__(self) -> Iterator[Sequence[tuple[int, int]]]:
-        return iter(self.items)
+    def __init__(self, index: Index) -> None:
+        self._index = index
+
+    def __iter__(self) -> Iterator[Sequence[_Item]]:
+        for indices, seeds in self.items:
+            yield [
+                _Item(number, self._index[number], seed)
+                for number, seed in zip(indices.tolist(), seeds.tolist(), strict=True)
+            ]
 
     def __len__(self) -> int:
         return len(self.items)
@@ -160,19 +189,18 @@ class _Batches:
 class _Items(Dataset[Any]):
     """Images as a loader's process reads them. An error is a value here: its type would not survive the way back."""
 
-    def __init__(self, images: EncodedImages, random_crop: int | None) -> None:
-        self._images, self._random_crop = images, random_crop
+    def __init__(self, decoder: Decoder, random_crop: int | None) -> None:
+        self._decoder, self._random_crop = decoder, random_crop
 
-    def __getitem__(self, item: tuple[int, int]) -> tuple[NDArray[np.uint8], int] | str:
-        index, seed = item
+    def __getitem__(self, item: _Item) -> tuple[NDArray[np.uint8], int] | str:
         try:
             if self._random_crop is None:
-                pixels = self._images.read(index)
+                pixels = self._decoder.pixels(item.entry)
             else:
-                pixels = _random_crop(self._images.decoded(index), self._random_crop, seed)
+                pixels = _random_crop(self._decoder.decoded(item.entry), self._random_crop, item.seed)
         except UnreadableImage as error:
-            return f"image {index}: {error}"
-        return pixels, int(self._images.labels[index])
+            return f"image {item.index}: {error}"
+        return pixels, item.entry.label
 
 
 def _random_crop(image: Any, side: int, seed: int) -> NDArray[np.uint8]:

@@ -23,8 +23,9 @@ from torch import nn
 from stn_core.models import Normalized, weights_sha256
 from workers import counts_table, layout
 from workers.committed import read_committed
-from workers.counting import CountJob, count_images, load_model
-from workers.images import open_dataset
+from workers.counting import CountJob, count_images, load_model, read_images
+from workers.images import ImageSet, Index, UnreadableImage, indexed, open_dataset
+from workers.settings import Encoded
 from workers.store import ObjectMissing
 from workers.training import STATE, Epoch, TrainJob, train
 
@@ -57,7 +58,10 @@ class Stopped(Exception):
 
 
 class CountingActor:
-    """Loads the model once, then counts and commits the shards it is told."""
+    """Loads the model once, then counts and commits the shards it is told.
+
+    Called from two threads, it reads the images of one shard while another is being counted.
+    """
 
     def __init__(self, job: CountJob) -> None:
         _add_import_paths(job.import_paths)
@@ -65,23 +69,33 @@ class CountingActor:
         # Recorded as float32, so not to be TensorFloat-32 on the quiet.
         torch.backends.cudnn.allow_tf32 = False
         self._job = job
-        self._committing = threading.Lock()
+        self._counting, self._committing = threading.Lock(), threading.Lock()
         self._stopped = False
         self._device = torch.device(job.device)
         self._store = job.store.open()
-        self._images = open_dataset(job.dataset, job.store.options)
+        self._images = self._open_images()
         model = load_model(job.model, job.num_classes, job.store.options)
         self._check(model)
         self._model = model.to(self._device)
+
+    def _open_images(self) -> ImageSet:
+        dataset, options = self._job.dataset, self._job.store.options
+        if not isinstance(dataset, Encoded):
+            return open_dataset(dataset, options)
+        try:
+            return indexed(dataset, options, Index(self._store.read(layout.INDEX)))
+        except ObjectMissing:
+            raise self._unseen() from None
+
+    def _unseen(self) -> WrongInputs:
+        return WrongInputs(f"this node does not see the run at {self._job.store.run}: is the folder shared?")
 
     def _check(self, model: Normalized) -> None:
         """Raise WrongInputs unless this node sees the run, the weights and the data that were planned."""
         try:
             plan = self._store.read(layout.PLAN)
         except ObjectMissing:
-            raise WrongInputs(
-                f"this node does not see the run at {self._job.store.run}: is the folder shared?"
-            ) from None
+            raise self._unseen() from None
         found = {
             "run at store.run": (hashlib.sha256(plan).hexdigest(), self._job.plan_sha256),
             "model's weights": (weights_sha256(model.network), self._job.model_sha256),
@@ -90,6 +104,11 @@ class CountingActor:
         for what, (own, planned) in found.items():
             if own != planned:
                 raise WrongInputs(f"the {what} that this worker sees is not the one planned (sha-256 {own[:12]})")
+        if self._job.sample is not None:
+            try:
+                self._images.read(self._job.sample)
+            except UnreadableImage as error:
+                raise WrongInputs(f"this node cannot read the data set's image {self._job.sample}: {error}") from error
 
     def ready(self) -> None:
         """Returns once the actor is up; a failure to start surfaces here."""
@@ -129,8 +148,10 @@ class CountingActor:
             self._stopped = True
 
     def _votes(self, indices: Sequence[int]) -> pa.Table:
-        torch.set_num_threads(self._job.threads)  # holds for the calling thread alone
-        return count_images(self._job, indices, self._images, self._model, self._device)
+        shard = read_images(self._job, indices, self._images)
+        with self._counting:
+            torch.set_num_threads(self._job.threads)  # holds for the calling thread alone
+            return count_images(self._job, shard, self._model, self._device)
 
     def _commit(self, key: str, shard: int, table: pa.Table) -> bool:
         provenance = {**self._job.provenance, "shard": shard, "device": _device_name(self._device)}

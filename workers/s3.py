@@ -308,6 +308,19 @@ class S3Reader(S3Store):
                     key = entry["Key"][len(self._prefix) :]
                     yield StoredObject(key, entry["Size"], entry["LastModified"].timestamp())
 
+    def children(self) -> Iterator[StoredObject | str]:
+        """Objects directly below the prefix, and the names of what would be folders there."""
+        pages = self._client.get_paginator("list_objects_v2").paginate(
+            Bucket=self._bucket, Prefix=self._prefix, Delimiter="/"
+        )
+        cut = len(self._prefix)
+        with self._told("list"):
+            for page in pages:
+                for entry in page.get("Contents", ()):
+                    yield StoredObject(entry["Key"][cut:], entry["Size"], entry["LastModified"].timestamp())
+                for entry in page.get("CommonPrefixes", ()):
+                    yield entry["Prefix"][cut:-1]
+
     def size(self, key: str) -> int:
         """An object's size, bytes. Raises ObjectMissing."""
         with self._told("read", key):

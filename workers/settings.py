@@ -52,8 +52,20 @@ Place = Annotated[Path | str, PlainValidator(_place)]
 class _Selection(Section):
     """Which images of a data set are used."""
 
-    every: PositiveInt = Field(1, description="take every n-th image")
-    limit: PositiveInt | None = Field(None, description="then at most this many images")
+    indices: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        None, min_length=1, description="numbers of the images to take, from 0; or a file with one on each line"
+    )
+    every: PositiveInt = Field(1, description="then every n-th of them")
+    limit: PositiveInt | None = Field(None, description="then at most this many")
+
+    @field_validator("indices")
+    @classmethod
+    def _ascending(cls, indices: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if indices is None:
+            return None
+        if len(set(indices)) < len(indices):
+            raise ValueError(f"names image {next(n for n in indices if indices.count(n) > 1)} twice")
+        return tuple(sorted(indices))
 
 
 class Digits(_Selection):
@@ -71,21 +83,67 @@ class Mnist(_Selection):
     split: Literal["train", "test"] = "test"
 
 
-class _Encoded(_Selection):
+class Encoded(_Selection):
     """Encoded image files, decoded to RGB."""
 
     resize: PositiveInt | None = Field(None, description="shorter side after resizing, pixels")
     crop: PositiveInt | None = Field(None, description="side of the centre crop, pixels")
+    index: Place | None = Field(
+        None, description="a file where the data set's index is kept for other runs: made when missing, else trusted"
+    )
+
+    @property
+    def classes_from(self) -> Path | str | None:
+        """What says which label a class has; None: the order of its name."""
+        return None
 
 
-class ImageFolder(_Encoded):
+class ImageFolder(Encoded):
     """``path/CLASS/FILE``: labels are the sorted class folders' order."""
 
     kind: Literal["image_folder"]
     path: Place
+    class_index: Literal["imagenet"] | Place | None = Field(
+        None, description="imagenet: its 1000 classes by WordNet id; or a file of folder names in the order of labels"
+    )
+
+    @property
+    def classes_from(self) -> Path | str | None:
+        return self.class_index
 
 
-class ParquetImages(_Encoded):
+class ImageNet(Encoded):
+    """ILSVRC 2012 as torchvision keeps it: ``path/val/n01440764/….JPEG``. Never downloaded."""
+
+    kind: Literal["imagenet"]
+    path: Place
+    split: Literal["train", "val"] = "val"
+
+    @property
+    def classes_from(self) -> Path | str | None:
+        return "imagenet"
+
+
+class WebDataset(Encoded):
+    """Tar files with ``KEY.jpg`` and ``KEY.cls``, a whole number: one file, or a folder of them."""
+
+    kind: Literal["webdataset"]
+    path: Place
+    label_extension: str = Field("cls", description="of the members that hold labels; json: the field label_field")
+    label_field: str = "label"
+    class_index: Literal["imagenet"] | Place | None = Field(None, description="as of image_folder, of labels by name")
+
+    @field_validator("label_extension")
+    @classmethod
+    def _bare(cls, extension: str) -> str:
+        return extension.removeprefix(".").lower()
+
+    @property
+    def classes_from(self) -> Path | str | None:
+        return self.class_index
+
+
+class ParquetImages(Encoded):
     """Parquet of encoded images: a column of struct{bytes, ...}, and integer labels. A file, or a folder of files."""
 
     kind: Literal["parquet"]
@@ -94,7 +152,16 @@ class ParquetImages(_Encoded):
     label_column: str = "label"
 
 
-Dataset = Annotated[Digits | Mnist | ImageFolder | ParquetImages, Field(discriminator="kind")]
+#: Those of encoded images.
+EncodedDataset = ImageFolder | ImageNet | WebDataset | ParquetImages
+
+#: Where a data set, and what belongs to it, is kept: not what it is.
+PLACES = {"path", "index", "class_index"}
+
+#: Kinds whose images are read one by one wherever they lie, and so need not be held in memory to train on them.
+STREAMED = (ImageFolder, ImageNet, WebDataset)
+
+Dataset = Annotated[Digits | Mnist | ImageFolder | ImageNet | WebDataset | ParquetImages, Field(discriminator="kind")]
 
 
 class Normalization(Section):
@@ -296,9 +363,9 @@ class Training(Section):
     attack: Attack | None = Field(None, description="whom madry, trades, alp and smoothadv train against")
     draws: PositiveInt = Field(2, description="noisy copies of each image, of consistency and smoothadv")
     random_crop: PositiveInt | None = Field(
-        None, description="side of crops of random size, shape and place, pixels; of image_folder only"
+        None, description="side of crops of random size, shape and place, pixels; of image files only"
     )
-    loaders: int = Field(2, ge=0, description="processes that decode the images of an image_folder, for each worker")
+    loaders: int = Field(2, ge=0, description="processes that decode image files, for each worker")
     epochs: PositiveInt = 10
     batch_size: PositiveInt = Field(128, description="images per step, over all workers")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="sgd: with Nesterov momentum 0.9")
@@ -332,8 +399,9 @@ class Training(Section):
         if self.method == "dual" and self.workers > 1:
             raise ValueError(f"method dual trains in one process: set workers to 1, not {self.workers}")
         if self.random_crop is not None:
-            if not isinstance(self.dataset, ImageFolder):
-                raise ValueError("random_crop needs dataset.kind image_folder: other images are held decoded")
+            if not isinstance(self.dataset, STREAMED):
+                kinds = "image_folder, imagenet or webdataset"
+                raise ValueError(f"random_crop needs dataset.kind {kinds}: other images are held decoded")
             if self.dataset.resize is not None or self.dataset.crop is not None:
                 raise ValueError("random_crop is of the whole image: remove dataset.resize and dataset.crop")
         if self.batch_size < self.workers:

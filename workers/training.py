@@ -25,8 +25,9 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from stn_core import noise as noises
 from stn_core.training import Batch
 from workers.counting import load_model
+from workers.images import Index
 from workers.loading import Source, open_source
-from workers.settings import Augmentation, ImageFolder, Model, Noise, Training
+from workers.settings import STREAMED, Augmentation, Model, Noise, Training
 from workers.store import S3Options
 
 #: Name of the file a checkpoint consists of.
@@ -46,6 +47,7 @@ class TrainJob:
         only: of the selected training images, the positions of those to train on; None: all.
         import_paths: folders to import the user's modules from.
         storage: how to reach object storage.
+        index, validation_index: of encoded images, made once by the driver.
     """
 
     model: Model
@@ -56,11 +58,13 @@ class TrainJob:
     only: NDArray[np.int64] | None = None
     import_paths: tuple[str, ...] = ()
     storage: S3Options | None = None
+    index: Index | None = None
+    validation_index: Index | None = None
 
     @property
     def cpus(self) -> int:
         """That one worker needs, with those who decode for it."""
-        streamed = (isinstance(images, ImageFolder) for images in (self.training.dataset, self.training.validation))
+        streamed = (isinstance(images, STREAMED) for images in (self.training.dataset, self.training.validation))
         return self.threads + (self.training.loaders if any(streamed) else 0)
 
 
@@ -118,6 +122,7 @@ def train(job: TrainJob, session: Session) -> None:
             only=job.only,
             random_crop=settings.random_crop,
             loaders=settings.loaders,
+            index=job.index,
         )
         stack.callback(images.close)
         validation = None
@@ -128,6 +133,7 @@ def train(job: TrainJob, session: Session) -> None:
                 storage=job.storage,
                 loaders=settings.loaders,
                 lasting=False,  # or both would hold processes, of which half idle
+                index=job.validation_index,
             )
             stack.callback(validation.close)
         _train(job, session, images, validation)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
@@ -57,13 +56,6 @@ class Findings:
             if self._more[kind]:
                 found.append(Finding(kind, "", f"and {self._more[kind]} more"))
         return tuple(found)
-
-
-def listed(numbers: Iterable[int], most: int = 10) -> str:
-    """'1, 5, 7'; of many the first ones, and how many more."""
-    every = list(numbers)
-    more = f" and {len(every) - most} more" if len(every) > most else ""
-    return ", ".join(str(number) for number in every[:most]) + more
 
 
 class Observe(Protocol):

@@ -18,7 +18,7 @@ from orchestrator.upkeep.findings import Finding, Findings, Observe, unobserved
 from stn_core.naming import one_line
 from workers import layout
 from workers.committed import read_committed
-from workers.counting import count_images
+from workers.counting import count_images, read_images
 from workers.store import Store, StoreError
 
 
@@ -62,7 +62,8 @@ def recount(store: Store, plan: Plan, images: int, seed: int, observe: Observe =
     with observe("counting again", images, "images") as progress, _as_workers_do(job.threads):
         for index, shard, stored in _chosen(store, plan, images, seed):
             try:
-                again = CountRows(count_images(job, [index], resolved.images, resolved.model, device), plan.num_classes)
+                shard_of_one = read_images(job, [index], resolved.images)
+                again = CountRows(count_images(job, shard_of_one, resolved.model, device), plan.num_classes)
             except (OSError, StoreError) as error:
                 wrong = [f"cannot be read: {one_line(error)}"]
             else:

@@ -26,12 +26,12 @@ from orchestrator.tables import (
     View,
     published,
 )
-from orchestrator.upkeep.findings import Findings, listed
+from orchestrator.upkeep.findings import Findings
 from orchestrator.upkeep.votes import Votes
 from stn_core import audit
 from stn_core.certificates import CERTIFICATES
 from stn_core.dataset import population_interval, truly_certified
-from stn_core.naming import one_line
+from stn_core.naming import listed, one_line
 from stn_core.noise import interval_variates
 from workers import layout
 from workers.store import ObjectMissing, Store

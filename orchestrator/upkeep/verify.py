@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 from orchestrator.errors import RunError
 from orchestrator.runs import read_plan
-from orchestrator.upkeep.findings import Finding, Findings, Observe, listed, unobserved
+from orchestrator.upkeep.findings import Finding, Findings, Observe, unobserved
 from orchestrator.upkeep.tables import Audit, open_published
 from orchestrator.upkeep.votes import Votes, shard_objects
 from stn_core import audit
+from stn_core.naming import listed
 from workers import layout
 from workers.store import Store
 

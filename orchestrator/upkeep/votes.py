@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from orchestrator.errors import RunError
 from orchestrator.plan import Plan
 from orchestrator.runs import CountRows, read_shard
-from orchestrator.upkeep.findings import Finding, Findings, Kind, listed
+from orchestrator.upkeep.findings import Finding, Findings, Kind
 from stn_core import audit
-from stn_core.naming import one_line
+from stn_core.naming import listed, one_line
 from workers import counts_table, layout
 from workers.store import Store, StoreError
 

@@ -19,7 +19,7 @@ from orchestrator.plan import Plan
 from orchestrator.resolve import resolve
 from orchestrator.spec import validate
 from workers import counts_table, layout
-from workers.counting import count_images
+from workers.counting import count_images, read_images
 from workers.store import LocalStore
 
 
@@ -116,7 +116,9 @@ def count(spec: Mapping[str, Any]) -> MadeRun:
     resolved = resolve(validate(spec, "spec"))
     job = resolved.plan.job("unused", device="cpu")
     tables = [
-        count_images(job, job.shard_indices(shard), resolved.images, resolved.model, torch.device("cpu"))
+        count_images(
+            job, read_images(job, job.shard_indices(shard), resolved.images), resolved.model, torch.device("cpu")
+        )
         for shard in range(resolved.plan.shards)
     ]
     return MadeRun(resolved.plan, tables)

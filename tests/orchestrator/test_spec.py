@@ -181,7 +181,7 @@ BAD: list[tuple[str, str, str]] = [
     ("nois.sigma=1", "nois", "did you mean 'noise'"),
     ("noise.sigm=1", "noise.sigm", "did you mean 'sigma'"),
     ("dataset.splt=test", "dataset.splt", "did you mean 'split'"),
-    ("dataset.path=/data", "dataset.path", "valid here: every, limit, kind, split"),
+    ("dataset.path=/data", "dataset.path", "valid here: indices, every, limit, kind, split"),
     (NETWORKS + "crp: 8}", "dataset.crp", "did you mean 'crop'"),
     ("model.nme=x", "model.nme", "did you mean 'name'"),
     ("model.normalization={mean: [0], std: [1], men: [0]}", "model.normalization.men", "did you mean 'mean'"),
@@ -191,7 +191,11 @@ BAD: list[tuple[str, str, str]] = [
     ("training.epoch=1", "training.epoch", "did you mean 'epochs'"),
     ("training.dataset.splt=x", "training.dataset.splt", "did you mean 'split'"),
     # Unknown names.
-    ("dataset.kind=digit", "dataset.kind", "got 'digit', did you mean 'digits'?; valid: digits, mnist, image_folder"),
+    (
+        "dataset.kind=digit",
+        "dataset.kind",
+        "got 'digit', did you mean 'digits'?; valid: digits, mnist, image_folder, imagenet, webdataset",
+    ),
     ("training.dataset.kind=mnits", "training.dataset.kind", "did you mean 'mnist'"),
     ("dataset.kind=3", "dataset.kind", "valid: digits"),
     ("certificates=[renyii]", "certificate", "'renyii', did you mean 'renyi'"),
@@ -215,7 +219,11 @@ BAD: list[tuple[str, str, str]] = [
     ("training.method=noisy", "training.method", "got 'noisy'"),
     ("resources.precision=float64", "resources.precision", "got 'float64'"),
     # Missing.
-    ("dataset={split: test}", "dataset.kind", "is missing; valid: digits, mnist, image_folder, parquet"),
+    (
+        "dataset={split: test}",
+        "dataset.kind",
+        "is missing; valid: digits, mnist, image_folder, imagenet, web",
+    ),
     ("dataset={kind: mnist}", "dataset.path", "is missing"),
     ("training.dataset={kind: image_folder}", "training.dataset.path", "is missing"),
     ("store={}", "store.run", "is missing"),

@@ -17,9 +17,10 @@ from orchestrator.errors import RunError
 from orchestrator.progress import Meter
 from orchestrator.reduce import reduce_run
 from orchestrator.tables import METADATA_KEY, View
-from orchestrator.upkeep.findings import KINDS, Findings, listed
+from orchestrator.upkeep.findings import KINDS, Findings
 from orchestrator.upkeep.verify import Verification, verify_run
 from stn_core import audit
+from stn_core.naming import listed
 from tests.object_store import BUCKET, ObjectStore
 from tests.orchestrator.runs import NOISES, MadeRun, invented, plan_of
 from workers import counts_table, layout

@@ -18,7 +18,7 @@ from stn_core.noise import Draws, Phase
 from stn_core.votes import count_votes
 from tests.networks import nan, tiny, tiny_rgb
 from tests.workers.samples import encoded, noise_image, write_parquet
-from workers.counting import CountJob, count_images, load_model
+from workers.counting import CountJob, count_images, load_model, read_images
 from workers.counts_table import SCHEMA, dense
 from workers.images import ImageSet, open_dataset
 from workers.settings import (
@@ -63,7 +63,7 @@ def counted(
     """The rows of some shards, sorted by index."""
     model = load_model(job.model, job.num_classes) if network is None else network
     return pa.concat_tables(
-        count_images(job, job.shard_indices(shard), images, model, CPU) for shard in shards
+        count_images(job, read_images(job, job.shard_indices(shard), images), model, CPU) for shard in shards
     ).sort_by("index")
 
 

@@ -7,12 +7,15 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 
 from orchestrator.plan import Plan
 from orchestrator.resolve import resolve
 from orchestrator.spec import validate
 from tests.orchestrator.runs import digits_spec
+from tests.workers.samples import encoded, noise_image, write_folder
 from workers import layout
+from workers.images import EncodedImages, Pixels
 from workers.ray_entry import CountingActor, Stopped, WrongInputs
 from workers.store import LocalStore
 
@@ -55,6 +58,52 @@ def test_nothing_is_committed_once_it_has_been_told_to_stop(actor: CountingActor
     with pytest.raises(Stopped):
         actor.count(0)
     assert not store.exists(layout.counts(0))
+
+
+def test_the_next_shards_images_are_read_while_one_is_counted(actor: CountingActor) -> None:
+    counting, may_go_on, read_meanwhile = threading.Event(), threading.Event(), threading.Event()
+    network, read = actor._model.forward, actor._images.read
+
+    def blocking(images: torch.Tensor) -> torch.Tensor:
+        counting.set()
+        assert may_go_on.wait(20)
+        return network(images)
+
+    def watched(index: int) -> Pixels:
+        if counting.is_set():
+            read_meanwhile.set()
+        return read(index)
+
+    actor._model.forward, actor._images.read = blocking, watched  # type: ignore[method-assign]
+    threads = [threading.Thread(target=actor.count, args=(shard,)) for shard in (0, 1)]
+    threads[0].start()
+    assert counting.wait(20)
+    threads[1].start()
+    assert read_meanwhile.wait(20)
+    assert not actor._store.exists(layout.counts(0))
+    may_go_on.set()
+    for thread in threads:
+        thread.join(20)
+    assert all(actor._store.exists(layout.counts(shard)) for shard in (0, 1))
+
+
+def test_a_worker_that_cannot_read_what_the_driver_could_refuses_to_start(tmp_path: Path) -> None:
+    data = write_folder(tmp_path / "data", {f"{c}/{n}.png": encoded(noise_image(n)) for c in "ab" for n in range(4)})
+    network = {"name": "tests.networks:tiny_rgb", "num_classes": 10}
+    content = digits_spec(dataset={"kind": "image_folder", "path": str(data)}, model=network)
+    resolved = resolve(validate(content, "spec"))
+    store = LocalStore(tmp_path / "run")
+    store.create(layout.PLAN, resolved.plan.to_json())
+    assert isinstance(resolved.images, EncodedImages)
+    digest = hashlib.sha256(store.read(layout.PLAN)).hexdigest()
+    job = resolved.plan.job(store.uri, device="cpu", plan_sha256=digest, sample=resolved.sample)
+    with pytest.raises(WrongInputs, match="does not see the run"):
+        CountingActor(job)
+    store.create(layout.INDEX, resolved.images.index.content.to_pybytes())
+    CountingActor(job)
+    data.rename(tmp_path / "elsewhere")
+    with pytest.raises(WrongInputs, match=r"cannot read the data set's image 0: a/0.png cannot be read: No such file"):
+        CountingActor(job)
 
 
 def test_stop_waits_for_the_commit_that_is_under_way(
