@@ -75,28 +75,38 @@ def make_run(store: Store, images: int, classes: int, draws: int, shard_size: in
     )
     plan = Plan(spec, images, classes, (1, 28, 28), shard_size, "0" * 64, "0" * 64, "0" * 64, {})
     store.create(layout.PLAN, plan.to_json())
-    rng = np.random.default_rng(0)
-    # Most classes of an image get no vote at all.
-    population = np.zeros((1000, classes), dtype=np.int64)
-    for row in population:
-        some = rng.choice(classes, min(classes, 20), replace=False)
-        row[some] = rng.multinomial(draws, rng.dirichlet(np.full(len(some), 0.2)))
+    votes = population(classes, draws)
     for shard in range(plan.shards):
         indices = np.arange(shard * shard_size, min((shard + 1) * shard_size, images))
-        votes = population[rng.integers(0, 1000, len(indices))]
-        none, nothing = np.zeros(len(indices), dtype=np.int64), np.zeros_like(votes)
-        table = pa.table(
-            {
-                "index": indices,
-                "key": indices,
-                "label": votes.argmax(axis=1),
-                "selection": counts_table.sparse(nothing),
-                "estimation": counts_table.sparse(votes),
-                "selection_draws": none,
-                "draws": np.full(len(indices), draws),
-                **dict.fromkeys(("selection_invalid", "invalid", "selection_ties", "ties"), none),
-                "error": pa.nulls(len(indices), pa.string()),
-            },
-            schema=counts_table.SCHEMA,
-        )
+        table = votes_table(indices, indices % classes, votes, draws)
         store.create(layout.counts(shard), counts_table.encode(table, plan.provenance()))
+
+
+def population(classes: int, draws: int) -> np.ndarray:
+    """Votes of a thousand made-up images, (1000, classes). Most classes of an image get no vote at all."""
+    rng = np.random.default_rng(0)
+    votes = np.zeros((1000, classes), dtype=np.int64)
+    for row in votes:
+        some = rng.choice(classes, min(classes, 20), replace=False)
+        row[some] = rng.multinomial(draws, rng.dirichlet(np.full(len(some), 0.2)))
+    return votes
+
+
+def votes_table(indices: np.ndarray, labels: np.ndarray, votes: np.ndarray, draws: int) -> pa.Table:
+    """A count table of these images, each with the votes of one of the made-up ones."""
+    own = votes[indices * 7919 % len(votes)]
+    none, nothing = np.zeros(len(indices), dtype=np.int64), np.zeros_like(own)
+    return pa.table(
+        {
+            "index": indices,
+            "key": indices,
+            "label": labels,
+            "selection": counts_table.sparse(nothing),
+            "estimation": counts_table.sparse(own),
+            "selection_draws": none,
+            "draws": np.full(len(indices), draws),
+            **dict.fromkeys(("selection_invalid", "invalid", "selection_ties", "ties"), none),
+            "error": pa.nulls(len(indices), pa.string()),
+        },
+        schema=counts_table.SCHEMA,
+    )
