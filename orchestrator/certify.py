@@ -18,7 +18,7 @@ from orchestrator.presence import announced
 from orchestrator.progress import Meter, meter, time_text
 from orchestrator.reduce import check_against, reduce_run
 from orchestrator.resolve import resolve
-from orchestrator.runs import counted_shards, failed_images, given_up_shards, read_plan
+from orchestrator.runs import check_no_import, counted_shards, failed_images, given_up_shards, read_plan
 from orchestrator.spec import Resources, Spec
 from orchestrator.tables import Reduced, View, published
 from workers import layout
@@ -119,6 +119,7 @@ def _outdated(store: Store, last: Reduced) -> bool:
 
 def _settle(store: Store, plan: Plan) -> Plan:
     """Write a new run's plan, or check that the run there would get the same votes. Returns the plan in the store."""
+    check_no_import(store)
     if store.create(layout.PLAN, plan.to_json()):
         return plan
     stored = read_plan(store)
