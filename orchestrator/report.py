@@ -99,7 +99,9 @@ def figure_png(runs: Sequence[tuple[ReportedRun, Mapping[Line, Steps]]], importe
         for one in imported:
             if one.norm == norm:
                 curve = _steps(one.correct_radii, one.images)
-                axes.step(curve.radius, curve.accuracy, where="pre", linestyle="--", label=_drawable(one.title))
+                axes.step(
+                    curve.radius, curve.accuracy, where="pre", linestyle="--", label=f"{_drawable(one.name)} (imported)"
+                )
         dress(axes, norm)
     return png(figure)
 
