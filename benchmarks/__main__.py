@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import counting, loading, reducing, runs, scale
+from benchmarks import counting, dispatching, loading, reducing, runs, scale
 from orchestrator.resolve import versions
 
 RESULTS = Path(__file__).parent / "results"
@@ -21,7 +21,8 @@ RESULTS = Path(__file__).parent / "results"
 def main() -> None:
     table = Table("what", "times as fast", "lowest - highest", "as", "takes")
     found = []
-    for row in itertools.chain(counting.rows(), reducing.rows(), loading.rows(), runs.rows(), scale.rows()):
+    kinds = (counting, reducing, loading, runs, dispatching, scale)
+    for row in itertools.chain.from_iterable(kind.rows() for kind in kinds):
         found.append(row)
         table.add_row(row.name, f"{row.ratio:.3g}", f"{row.lowest:.3g} - {row.highest:.3g}", row.against, row.detail)
     Console(width=160).print(table)

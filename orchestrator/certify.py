@@ -18,7 +18,14 @@ from orchestrator.presence import announced
 from orchestrator.progress import Meter, meter, time_text
 from orchestrator.reduce import check_against, reduce_run
 from orchestrator.resolve import Resolved, resolve
-from orchestrator.runs import counted_shards, failed_images, given_up_shards, read_index, read_plan
+from orchestrator.runs import (
+    check_no_import,
+    counted_shards,
+    failed_images,
+    given_up_shards,
+    read_index,
+    read_plan,
+)
 from orchestrator.spec import Resources, Spec
 from orchestrator.tables import Reduced, View, published
 from workers import layout
@@ -114,7 +121,7 @@ def _missing(plan: Plan, done: list[int]) -> _Work:
 
 
 def _failed(store: Store, plan: Plan, done: list[int]) -> _Work:
-    given_up = {shard: plan.shard_images(shard) for shard in given_up_shards(store, plan) if shard not in done}
+    given_up = {shard: plan.shard_images(shard) for shard in set(given_up_shards(store, plan)).difference(done)}
     return _Work("retry", dict(sorted({**failed_images(store, plan, done), **given_up}.items())))
 
 
@@ -125,6 +132,7 @@ def _outdated(store: Store, last: Reduced) -> bool:
 
 def _settle(store: Store, plan: Plan) -> Plan:
     """Write a new run's plan, or check that the run there would get the same votes. Returns the plan in the store."""
+    check_no_import(store)
     if store.create(layout.PLAN, plan.to_json()):
         return plan
     stored = read_plan(store)
@@ -159,6 +167,9 @@ def _count(store: Store, resolved: Resolved, resources: Resources, work: _Work, 
     def make_job(device: Device) -> CountJob:
         return resolved.plan.job(store.uri, device=device, plan_sha256=digest, sample=resolved.sample)
 
+    # Looked up once: a request for each shard would be what the main job spends its time on.
+    records = (layout.failed_of(stored.key) for stored in store.list(layout.FAILED))
+    recorded = {shard for shard in records if shard is not None}
     with (
         meter("counting", sum(work.images.values()), "images") as progress,
         announced(store, progress.note),
@@ -169,17 +180,19 @@ def _count(store: Store, resolved: Resolved, resources: Resources, work: _Work, 
             max_attempts=resources.max_attempts,
             stall_s=None if resources.stall_s == "auto" else resources.stall_s,
         )
-        outcome = dispatch(work.images, crew.pool, policy, lambda news: _tell(store, news, work, progress))
+        outcome = dispatch(work.images, crew.pool, policy, lambda news: _tell(store, news, work, recorded, progress))
     for shard, reason in outcome.given_up.items():
         record = {"shard": shard, "attempts": resources.max_attempts, "reason": reason}
         store.replace(layout.failed(shard), json.dumps(record).encode())
     return outcome
 
 
-def _tell(store: Store, news: News, work: _Work, progress: Meter) -> None:
+def _tell(store: Store, news: News, work: _Work, recorded: set[int], progress: Meter) -> None:
+    """What is told of the news; a record that a shard was given up, which it has overtaken, is removed."""
     match news:
         case Counted():
-            store.delete(layout.failed(news.shard))
+            if news.shard in recorded:
+                store.delete(layout.failed(news.shard))
             progress.advance(work.images[news.shard])
             if news.failed:
                 progress.note(f"shard {news.shard}: {news.failed} of {news.images} images could not be counted")

@@ -181,9 +181,7 @@ def _end_stalled(facts: Facts, pool: Pool, policy: Policy, observe: Callable[[Ne
 
 
 def _give(facts: Facts, pool: Pool, worker: int, shard: int, now: float) -> None:
-    if not facts.queues[worker]:
-        facts.since[worker] = now
-    facts.queues[worker].append(shard)
+    facts.give(worker, shard, now)
     pool.submit(worker, shard)
 
 
@@ -192,16 +190,15 @@ def learn(facts: Facts, event: Event, policy: Policy, now: float) -> None:
     match event:
         case Started(worker):
             facts.start_deaths = facts.start_losses = 0
-            facts.starting.discard(worker)
-            facts.queues[worker] = []
+            facts.ready(worker)
         case Counted(worker, shard):
             facts.failures = 0
             if event.passes:
                 facts.durations.append(now - facts.since[worker])
-            _take(facts, worker, shard, now)
-            facts.counted.add(shard)
+            facts.take(worker, shard, now)
+            facts.count(shard)
         case Failed(worker, shard, reason):
-            _take(facts, worker, shard, now)
+            facts.take(worker, shard, now)
             facts.attempts[shard] += 1
             _failed(facts, shard, reason, policy)
         case Died(worker, reason, node_lost) if worker in facts.starting:
@@ -212,15 +209,9 @@ def learn(facts: Facts, event: Event, policy: Policy, now: float) -> None:
             _lose(facts, worker, f"{what}: {reason}", policy, node_lost=node_lost)
 
 
-def _take(facts: Facts, worker: int, shard: int, now: float) -> None:
-    facts.queues[worker].remove(shard)
-    facts.since[worker] = now
-
-
 def _lose(facts: Facts, worker: int, reason: str, policy: Policy, *, node_lost: bool = False) -> None:
     """A worker is gone. The first in its queue was at work, and may be what killed it; the rest was not."""
-    queue = facts.queues.pop(worker, [])
-    facts.since.pop(worker, None)
+    queue = facts.forget(worker)
     left = [shard for shard in queue[1:] if shard not in facts.counted and not facts.holders(shard)]
     facts.pending.extendleft(reversed(left))
     if queue:

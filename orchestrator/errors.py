@@ -3,6 +3,7 @@
 StnError
 ├── SpecError        the spec, or an option, is wrong
 ├── RunError         the run's folder does not fit what is asked of it
+├── LogError         a log to be imported is none, or contradicts itself
 ├── TrainingError    training did not finish
 └── WorkersError     workers cannot do the work at all
 """
@@ -18,6 +19,10 @@ class SpecError(StnError):
 
 class RunError(StnError):
     """The run is missing, damaged, or another one."""
+
+
+class LogError(StnError):
+    """A log to be imported is none, or contradicts itself."""
 
 
 class TrainingError(StnError):

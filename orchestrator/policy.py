@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import statistics
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
@@ -43,7 +44,7 @@ class Policy:
 
 @dataclass
 class Facts:
-    """Where the work stands.
+    """Where the work stands. ``queues``, ``since`` and ``counted`` change through its methods alone.
 
     Attributes:
         pending: shards on no worker, in the order to be done.
@@ -58,6 +59,8 @@ class Facts:
         start_deaths, start_losses: workers in a row that died, or were lost with their node, before they were ready.
         failures: shards that failed at first try since one was last counted.
         named: (worker, shard) that were said to be slow.
+        at_work: workers that have each shard on some worker that is not counted: what a look at every queue would tell,
+            kept because a thousand of them are looked at after every event.
     """
 
     pending: deque[int]
@@ -73,6 +76,10 @@ class Facts:
     start_losses: int = 0
     failures: int = 0
     named: set[tuple[int, int]] = field(default_factory=set)
+    at_work: Counter[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.at_work = Counter(shard for queue in self.queues.values() for shard in queue if shard not in self.counted)
 
     @classmethod
     def of(cls, shards: Iterable[int]) -> Facts:
@@ -82,15 +89,58 @@ class Facts:
     @property
     def open(self) -> bool:
         """Whether a shard is neither counted nor given up."""
-        return bool(self.pending) or any(set(queue) - self.counted for queue in self.queues.values())
+        return bool(self.pending or self.at_work)
+
+    def left(self) -> int:
+        """Shards that are neither counted nor given up."""
+        return len(self.pending) + len(self.at_work)
 
     def begun(self) -> list[tuple[int, int, float]]:
         """(worker, shard, time it began, s) of what is being worked on, by the other of two workers done or not."""
         return [(worker, queue[0], self.since[worker]) for worker, queue in self.queues.items() if queue]
 
     def holders(self, shard: int) -> int:
-        """Workers that have been given a shard and not answered."""
-        return sum(shard in queue for queue in self.queues.values())
+        """Workers that have been given a shard that is not counted, and not answered."""
+        return self.at_work[shard]
+
+    def ready(self, worker: int) -> None:
+        """A worker is ready for work."""
+        self.starting.discard(worker)
+        self.queues[worker] = []
+
+    def give(self, worker: int, shard: int, now: float) -> None:
+        """A worker gets a shard, behind what it has."""
+        if not self.queues[worker]:
+            self.since[worker] = now
+        self.queues[worker].append(shard)
+        if shard not in self.counted:
+            self.at_work[shard] += 1
+
+    def take(self, worker: int, shard: int, now: float) -> None:
+        """A worker has answered for a shard, and begins the next."""
+        self.queues[worker].remove(shard)
+        self.since[worker] = now
+        self._put_down(shard)
+
+    def count(self, shard: int) -> None:
+        """A shard is counted, and nobody waits for it any more."""
+        self.counted.add(shard)
+        del self.at_work[shard]
+
+    def forget(self, worker: int) -> list[int]:
+        """A worker is gone. Returns what it had been given."""
+        self.starting.discard(worker)
+        self.since.pop(worker, None)
+        queue = self.queues.pop(worker, [])
+        for shard in queue:
+            self._put_down(shard)
+        return queue
+
+    def _put_down(self, shard: int) -> None:
+        if self.at_work[shard] > 1:
+            self.at_work[shard] -= 1
+        else:
+            del self.at_work[shard]  # of a Counter, whether or not it is there
 
     def median_s(self, policy: Policy) -> float | None:
         """How long a shard takes; None before enough have been counted."""
@@ -99,20 +149,26 @@ class Facts:
 
 def workers_missing(facts: Facts, policy: Policy) -> int:
     """Workers to start: never more than there are shards that are not done."""
-    left = len(facts.pending) + len({shard for queue in facts.queues.values() for shard in queue} - facts.counted)
-    return max(0, min(policy.workers, left) - len(facts.queues) - len(facts.starting))
+    return max(0, min(policy.workers, facts.left()) - len(facts.queues) - len(facts.starting))
 
 
 def assignments(queues: Mapping[int, list[int]], pending: Iterable[int], in_flight: int) -> list[tuple[int, int]]:
     """(worker, shard): the first of ``pending``, each for the shortest queue, until all hold ``in_flight``."""
-    lengths = {worker: len(queue) for worker, queue in queues.items()}
+    # Of equally short queues the first takes it.
+    room = [
+        (len(queue), place, worker) for place, (worker, queue) in enumerate(queues.items()) if len(queue) < in_flight
+    ]
+    heapq.heapify(room)
     chosen = []
-    for shard in pending:
-        worker = min(lengths, key=lambda name: lengths[name], default=None)
-        if worker is None or lengths[worker] >= in_flight:
-            break
+    for shard in pending if room else ():
+        length, place, worker = room[0]
         chosen.append((worker, shard))
-        lengths[worker] += 1
+        if length + 1 < in_flight:
+            heapq.heapreplace(room, (length + 1, place, worker))
+        else:
+            heapq.heappop(room)
+        if not room:
+            break
     return chosen
 
 
@@ -124,6 +180,8 @@ def second_runs(facts: Facts, policy: Policy, now: float) -> list[tuple[int, int
     if facts.pending:
         return []
     idle = [worker for worker, queue in facts.queues.items() if not queue]
+    if not idle:
+        return []
     begun = sorted(facts.begun(), key=lambda entry: entry[2])
     chosen = [shard for worker, _, _ in begun for shard in facts.queues[worker][1:]]
     median = facts.median_s(policy)
@@ -144,7 +202,8 @@ def stalled(facts: Facts, policy: Policy, now: float) -> list[tuple[int, int, fl
     if limit is None:
         median = facts.median_s(policy)
         limit = None if median is None else max(policy.stall_floor_s, policy.stall_factor * median)
-    if limit is None:
+    # No first in a queue was begun before the least of these: mostly that settles it.
+    if limit is None or now - min(facts.since.values(), default=now) <= limit:
         return []
     return [(worker, shard, now - since) for worker, shard, since in facts.begun() if now - since > limit]
 

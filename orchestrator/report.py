@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -18,6 +17,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from orchestrator.envelope import Envelope, envelopes
+from orchestrator.imported import Imported, radii_beside
+from orchestrator.imported_text import imported_facts, imported_table
+from orchestrator.numerals import NORMS, percent, percent_up, radius_text
 from orchestrator.reported import ReportedRun, load_run
 from orchestrator.tables import Line, Summary, View, published, read_certificates
 from stn_core.certificates import CERTIFICATES
@@ -29,9 +31,6 @@ from workers.training import Epoch
 
 #: More points than that are no finer a curve to the eye.
 _MOST_STEPS = 4000
-
-#: Norms as people write them.
-NORMS = {"l1": "L1", "l2": "L2", "linf": "L-infinity"}
 
 #: A longer title would squeeze the axes.
 _LEGEND_CHARACTERS = 60
@@ -83,19 +82,11 @@ def line_name(run: ReportedRun, line: Line) -> str:
     return name if line.guaranteed else f"{name} (not a guarantee)"
 
 
-def percent(fraction: float) -> str:
-    """A fraction in percent, one decimal, never rounded up: 0.69999 is 69.9 %."""
-    return f"{math.floor(fraction * 1000) / 10:.1f} %"
-
-
-def percent_up(fraction: float) -> str:
-    """A fraction in percent, one decimal, never rounded down: for the upper end of an interval."""
-    return f"{math.ceil(fraction * 1000) / 10:.1f} %"
-
-
-def figure_png(runs: Sequence[tuple[ReportedRun, Mapping[Line, Steps]]]) -> bytes:
-    """Certified accuracy by radius, all lines of all runs, one panel for each norm, as PNG."""
-    norms = list(dict.fromkeys(CERTIFICATES[line.certificate].norm for _, steps in runs for line in steps))
+def figure_png(runs: Sequence[tuple[ReportedRun, Mapping[Line, Steps]]], imported: Sequence[Imported] = ()) -> bytes:
+    """Certified accuracy by radius, all lines of all runs and, dashed, what was imported; one panel for each norm, as
+    PNG."""
+    drawn = [CERTIFICATES[line.certificate].norm for _, steps in runs for line in steps]
+    norms = list(dict.fromkeys([*drawn, *(one.norm for one in imported)]))
     figure = Figure(figsize=(8, 5 * len(norms)), dpi=150, layout="constrained")
     for norm, axes in zip(norms, figure.subplots(len(norms), squeeze=False)[:, 0], strict=True):
         for run, steps in runs:
@@ -105,6 +96,12 @@ def figure_png(runs: Sequence[tuple[ReportedRun, Mapping[Line, Steps]]]) -> byte
                     if len(runs) > 1 or not run.reduced.summary.complete:
                         label = f"{_drawable(run.title)}: {label}"
                     axes.step(curve.radius, curve.accuracy, where="pre", label=label)
+        for one in imported:
+            if one.norm == norm:
+                curve = _steps(one.correct_radii, one.images)
+                axes.step(
+                    curve.radius, curve.accuracy, where="pre", linestyle="--", label=f"{_drawable(one.name)} (imported)"
+                )
         dress(axes, norm)
     return png(figure)
 
@@ -164,8 +161,9 @@ def _drawable(title: str) -> str:
     return "run " + text.replace("$", r"\$") if text.startswith("_") else text.replace("$", r"\$")
 
 
-def report_html(runs: Sequence[ReportedRun], figure: bytes) -> str:
+def report_html(runs: Sequence[ReportedRun], figure: bytes, imported: Sequence[Imported] = ()) -> str:
     """One page with figure, tables and what was certified; nothing outside it is needed to read it."""
+    shown = shown_radii(runs)
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         files("orchestrator").joinpath("report.html.j2").read_text()
     )
@@ -183,19 +181,34 @@ def report_html(runs: Sequence[ReportedRun], figure: bytes) -> str:
             }
             for run in runs
         ],
+        imported=[
+            {
+                "title": one.title,
+                "unknown": ", ".join(one.unknown),
+                "facts": imported_facts(one, radii_beside(one, shown)),
+                **imported_table(one, radii_beside(one, shown)),
+            }
+            for one in imported
+        ],
     )
+
+
+def shown_radii(runs: Sequence[ReportedRun]) -> list[float]:
+    """All radii that some run's table has."""
+    return sorted({radius for run in runs for radius in run.reduced.view.radii})
 
 
 def _learning(epochs: Sequence[Epoch]) -> dict[str, str]:
     return {"text": training_text(epochs), "figure": base64.b64encode(learning_png(epochs)).decode()}
 
 
-def publish(stores: Sequence[Store], target: Store) -> list[ReportedRun]:
-    """Write the figure and the page of some runs to ``target``, and return the runs. Raises RunError."""
+def publish(stores: Sequence[Store], target: Store, imported: Sequence[Imported] = ()) -> list[ReportedRun]:
+    """Write the figure and the page of some runs, and of what is shown beside them, to ``target``, and return the runs.
+    Raises RunError."""
     runs = [load_run(store) for store in stores]
-    figure = figure_png([(run, load_steps(store, run)) for store, run in zip(stores, runs, strict=True)])
+    figure = figure_png([(run, load_steps(store, run)) for store, run in zip(stores, runs, strict=True)], imported)
     target.replace(layout.FIGURE, figure)
-    target.replace(layout.REPORT, report_html(runs, figure).encode())
+    target.replace(layout.REPORT, report_html(runs, figure, imported).encode())
     return runs
 
 
@@ -207,7 +220,7 @@ def radius_table(run: ReportedRun) -> dict[str, Any]:
         [_cell(*pair) for pair in zip(*(curve[name].to_pylist() for name in _ACCURACIES), strict=True)]
         for curve in lines.values()
     ]
-    rows = [[_radius(radius), *(column[i] for column in cells)] for i, radius in enumerate(run.reduced.view.radii)]
+    rows = [[radius_text(radius), *(column[i] for column in cells)] for i, radius in enumerate(run.reduced.view.radii)]
     rows.append(["abstain", *(str(curve["abstained"][0].as_py()) for curve in lines.values())])
     return {"columns": [line_name(run, line) for line in lines], "rows": rows}
 
@@ -228,7 +241,7 @@ def population_table(run: ReportedRun) -> dict[str, Any] | None:
         ]
         for curve in lines.values()
     ]
-    rows = [[_radius(radius), *(column[i] for column in cells)] for i, radius in enumerate(run.reduced.view.radii)]
+    rows = [[radius_text(radius), *(column[i] for column in cells)] for i, radius in enumerate(run.reduced.view.radii)]
     columns = [line_name(run, line) for line in lines]
     return {
         "columns": columns,
@@ -242,7 +255,7 @@ def population_table(run: ReportedRun) -> dict[str, Any] | None:
 def best_table(best: Envelope) -> dict[str, Any]:
     """The best run at each radius; as ``radius_table``, with a ``title``."""
     rows = [
-        [_radius(point.radius), _cell(point.certified_accuracy, point.guaranteed_accuracy), point.run]
+        [radius_text(point.radius), _cell(point.certified_accuracy, point.guaranteed_accuracy), point.run]
         for point in best.points
     ]
     return {
@@ -256,11 +269,6 @@ def best_table(best: Envelope) -> dict[str, Any]:
 
 def _cell(accuracy: float, guaranteed: float | None) -> str:
     return percent(accuracy) if guaranteed is None else f"{percent(accuracy)} ({percent(guaranteed)})"
-
-
-def _radius(radius: float) -> str:
-    """As it was asked for, every digit: rounded, a radius could be shown that is larger than the one certified."""
-    return str(np.format_float_positional(radius, trim="-"))
 
 
 def facts(run: ReportedRun) -> list[tuple[str, str]]:

@@ -33,6 +33,7 @@ def read_plan(store: Store) -> Plan:
     try:
         return Plan.from_json(store.read(layout.PLAN), f"{store.uri}/{layout.PLAN}")
     except ObjectMissing:
+        check_no_import(store)
         raise RunError(f"no run at {store.uri}: it has no {layout.PLAN}") from None
 
 
@@ -44,6 +45,12 @@ def read_index(store: Store) -> Index | None:
         return None
     except DatasetError as error:
         raise RunError(f"{store.uri}/{layout.INDEX} {error}") from error
+
+
+def check_no_import(store: Store) -> None:
+    """Raise RunError where a table of certificates from elsewhere is kept: no run is to begin beside it."""
+    if store.exists(layout.IMPORTED):
+        raise RunError(f"{store.uri} is an imported table of certificates: it has no votes, only `stn report` reads it")
 
 
 def counted_shards(store: Store, plan: Plan) -> list[int]:

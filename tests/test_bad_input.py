@@ -570,6 +570,49 @@ RUNS = [
     Bad("a report of no curves", "report run half --out out", "half has no certificates yet: run `stn reduce` first"),
 ]
 
+#: A log of three images, the last of which contradicts itself.
+LOG = "idx\tlabel\tpredict\tradius\tcorrect\n0\t3\t3\t0.377\t1\n20\t7\t-1\t0.0\t0\n40\t4\t4\t0.06\t0\n"
+
+LOGS = [
+    Bad("no log", "import-cohen no.tsv --out theirs", "cannot read no.tsv: No such file or directory"),
+    Bad(
+        "a log that is none",
+        "import-cohen job.yaml --out theirs",
+        "job.yaml line 1: expected a header that begins with idx, label, predict, radius, correct, separated by tabs",
+    ),
+    Bad(
+        "a log that contradicts itself",
+        "import-cohen log.tsv --out theirs",
+        "log.tsv line 4: correct is 0, but label is 4 and predict 4",
+        has("log.tsv", LOG),
+    ),
+    Bad(
+        "a declaration that the log contradicts",
+        "import-cohen log.tsv --out theirs --sigma 0.1 --draws 100 --alpha 0.05",
+        "allow no radius above 0.1888, and the log has 0.377",
+        has("log.tsv", LOG.replace("0.06\t0", "0.06\t1")),
+    ),
+    Bad(
+        "an import into a run",
+        "import-cohen log.tsv --out run",
+        "run is a run: choose another --out",
+        has("log.tsv", LOG.replace("0.06\t0", "0.06\t1")),
+    ),
+    Bad("a sigma that is none", "import-cohen log.tsv --out theirs --sigma nan", "must lie inside (0, inf), got nan"),
+    Bad("an import that is damaged", "report theirs", "is damaged: delete it", has("theirs/imported.parquet", "PAR1")),
+    Bad(
+        "a run beside an import",
+        "certify job.yaml --run theirs",
+        "theirs is an imported table of certificates: it has no votes",
+        has("theirs/imported.parquet", "PAR1"),
+    ),
+    Bad(
+        "a name of two lines",
+        "import-cohen job.yaml --out theirs --name 'a\nb'",
+        "--name: must be a line of text",
+    ),
+]
+
 VIEWS = [
     Bad("alpha of nothing", "reduce run --alpha 0", "alpha must lie inside (0, 1), got 0.0"),
     Bad("beta of 7", "reduce run --beta 7", "beta must lie inside (0, 1), got 7.0"),
@@ -941,6 +984,7 @@ TABLE = [
     *NETWORKS,
     *DATA,
     *RUNS,
+    *LOGS,
     *VIEWS,
     *PLACES,
     *CLOUD,

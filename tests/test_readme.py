@@ -36,7 +36,7 @@ STATISTICS = (ROOT / "docs" / "statistics.md").read_text()
 
 
 def test_every_command_is_described() -> None:
-    assert set(re.findall(r"^\| `stn (\w+)", README, re.MULTILINE)) == set(main.commands)
+    assert set(re.findall(r"^\| `stn ([\w-]+)", README, re.MULTILINE)) == set(main.commands)
 
 
 def test_every_section_and_key_of_a_spec_is_named() -> None:

@@ -11,6 +11,7 @@ RUN/training.parquet                        the epochs of the network's training
 RUN/report.html, curves.png                 for people; also beside a sweep's runs, as figure1.png and table1.csv
 RUN/linear_program.parquet                  margins of a linear program's networks, beside a table1.csv
 RUN/drivers/HOST-PID-….json                 drivers at work, each refreshing its own
+RUN/imported.parquet                        certificates from elsewhere: no run of ours, and beside no plan
 RUN/.probe/...                              objects of no meaning, written to see what a store can do
 """
 
@@ -29,6 +30,7 @@ PARTIAL = "partial/"
 CERTIFICATES = "certificates.parquet"
 CURVES = "curves.parquet"
 TRAINING = "training.parquet"
+IMPORTED = "imported.parquet"
 REPORT = "report.html"
 FIGURE = "curves.png"
 FIGURE_1 = "figure1.png"

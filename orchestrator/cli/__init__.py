@@ -10,7 +10,7 @@ import click
 
 from orchestrator.cli.comparisons import paper, sweep
 from orchestrator.cli.job import certify, plan, train
-from orchestrator.cli.results import reduce, report, status
+from orchestrator.cli.results import import_cohen, reduce, report, status
 from orchestrator.cli.shell import Commands
 from orchestrator.cli.upkeep import doctor, gc, verify
 
@@ -38,5 +38,5 @@ def main(verbose: bool) -> None:
         logging.getLogger(name).setLevel(logging.INFO)
 
 
-for _command in (train, plan, certify, sweep, paper, status, reduce, report, gc, doctor, verify):
+for _command in (train, plan, certify, sweep, paper, status, reduce, report, import_cohen, gc, doctor, verify):
     main.add_command(_command)

@@ -27,22 +27,13 @@ def _of_how_many(run: Any) -> list[str]:
 
 def print_curves(run: Any) -> None:
     """Certified accuracy by radius, to standard output."""
-    from orchestrator.report import guarantee, percent, radius_table, ties
+    from orchestrator.numerals import percent
+    from orchestrator.report import guarantee, radius_table, ties
 
     summary, view = run.reduced.summary, run.reduced.view
-    content = radius_table(run)
-    table = Table()
-    table.add_column("radius", justify="right")
-    for column in content["columns"]:
-        table.add_column(column, justify="right")
-    *at_radii, abstaining = content["rows"]
-    for row in at_radii:
-        table.add_row(*row)
-    table.add_section()
-    table.add_row(*abstaining)
     console = _console()
     console.print(Text(f"certified accuracy, {run.title}"))
-    console.print(table)
+    console.print(_by_radius(radius_table(run)))
     for sentence in (
         f"{summary.images} images, {summary.failed} failed, {summary.missing} missing; protocol "
         f"{' and '.join(view.protocols)}, alpha = {view.alpha:g}, {view.interval.replace('_', '-')} intervals",
@@ -52,6 +43,33 @@ def print_curves(run: Any) -> None:
         f"accuracy of the majority of votes, at no perturbation: {percent(summary.majority_correct / summary.images)}",
     ):
         console.print(sentence, highlight=False)
+
+
+def print_imported(imported: Any, radii: Any) -> None:
+    """Certified accuracy of an imported result at these radii, and what it does not say, to standard output."""
+    from orchestrator.imported_text import imported_facts, imported_table
+
+    console = _console()
+    console.print(Text(f"certified accuracy, {imported.title}"))
+    console.print(_by_radius(imported_table(imported, radii)))
+    for name, value in imported_facts(imported, radii):
+        if value.strip("—, "):
+            console.print(Text(f"{name}: {value}"))
+    console.print(Text(f"what no such log says, and stays unknown: {', '.join(imported.unknown)}"))
+
+
+def _by_radius(content: dict[str, Any]) -> Table:
+    """A table of ``radius_table`` or ``imported_table``."""
+    table = Table()
+    table.add_column("radius", justify="right")
+    for column in content["columns"]:
+        table.add_column(Text(column), justify="right")
+    *at_radii, abstaining = content["rows"]
+    for row in at_radii:
+        table.add_row(*row)
+    table.add_section()
+    table.add_row(*abstaining)
+    return table
 
 
 def print_best(runs: Any) -> None:
@@ -82,8 +100,8 @@ def print_best(runs: Any) -> None:
 
 def print_table1(rows: Any, spec: Any) -> None:
     """Table 1 to standard output."""
+    from orchestrator.numerals import percent
     from orchestrator.paper import PAPER_DRAWS, largest_radius
-    from orchestrator.report import percent
 
     table = Table()
     for name in ("method", "source", "certificate"):

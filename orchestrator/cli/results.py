@@ -1,17 +1,19 @@
-"""Commands that read a run: status, reduce, report."""
+"""Commands that read results: status, reduce, report, import-cohen."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
 import click
 
-from orchestrator.cli.printing import incomplete, print_curves
+from orchestrator.cli.printing import incomplete, print_curves, print_imported
 from orchestrator.cli.shell import EXIT_INCOMPLETE, command, json_option, say
+from orchestrator.errors import LogError
 from orchestrator.progress import meter, time_text
 from stn_core.certificates import CERTIFICATES
 from stn_core.confidence import PROTOCOLS, Interval
@@ -143,24 +145,101 @@ def reduce(
 @json_option
 @command
 def report(runs: tuple[str, ...], out: Path | None, as_json: bool) -> int:
-    """Table, curves.png and a self-contained report.html; several runs on one figure.
+    """Table, curves.png and a self-contained report.html; several runs, and imported results, on one figure.
 
     Example: stn report runs/demo runs/sigma-0.5 --out comparison
     """
-    from orchestrator.report import publish
+    from orchestrator.imported import curve, load, radii_beside
+    from orchestrator.report import publish, shown_radii
     from workers import layout
 
     stores = [open_store(run) for run in dict.fromkeys(runs)]
     target = LocalStore(out) if out is not None else stores[0] if len(runs) == 1 else LocalStore(Path())
-    loaded = publish(stores, target)
+    found = [(store, load(store)) for store in stores]
+    imported = [one for _, one in found if one is not None]
+    loaded = publish([store for store, one in found if one is None], target, imported)
+    shown = shown_radii(loaded)
     written = [f"{target.uri}/{name}" for name in (layout.FIGURE, layout.REPORT)]
     if as_json:
-        click.echo(
-            json.dumps({"written": written, "curves": {run.name: run.reduced.curves.to_pylist() for run in loaded}})
-        )
+        curves = {run.name: run.reduced.curves.to_pylist() for run in loaded}
+        others = [
+            {"name": one.name, "unknown": one.unknown, "curve": curve(one, radii_beside(one, shown))}
+            for one in imported
+        ]
+        click.echo(json.dumps({"written": written, "curves": curves, "imported": others}))
     else:
         for run in loaded:
             print_curves(run)
+        for one in imported:
+            print_imported(one, radii_beside(one, shown))
         for path in written:
             click.echo(f"wrote {path}")
     return 0 if all(run.reduced.summary.complete for run in loaded) else EXIT_INCOMPLETE
+
+
+def _inside(low: float, high: float) -> Callable[[click.Context, click.Parameter, float | None], float | None]:
+    """A callback that refuses all but numbers between two, NaN too, which click's own ranges let pass."""
+
+    def check(_: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+        if value is not None and not low < value < high:
+            raise click.BadParameter(f"must lie inside ({low:g}, {high:g}), got {value:g}")
+        return value
+
+    return check
+
+
+@click.command("import-cohen")
+@click.argument("files", nargs=-1, required=True, metavar="FILE [FILE …]", type=click.Path(path_type=Path))
+@click.option("--out", required=True, metavar="URI", help="Folder of its own, or s3://bucket/prefix, to write to.")
+@click.option("--name", help="What to call the result in reports. Default: the last part of --out.")
+@click.option("--sigma", type=float, callback=_inside(0, float("inf")), help="Declare the noise, if you know it.")
+@click.option("--draws", type=click.IntRange(min=1), metavar="N", help="Declare n, if you know it.")
+@click.option("--alpha", type=float, callback=_inside(0, 1), help="Declare each image's failure probability.")
+@click.option(
+    "--norm", type=click.Choice(["l1", "l2", "linf"]), help="Declare the radii's norm; taken to be L2 without."
+)
+@json_option
+@command
+def import_cohen(
+    files: tuple[Path, ...],
+    out: str,
+    name: str | None,
+    sigma: float | None,
+    draws: int | None,
+    alpha: float | None,
+    norm: str | None,
+    as_json: bool,
+) -> None:
+    """Certificates from a log of Cohen et al.'s certify.py, or one of its kin, for `stn report` to show beside ours.
+
+    FILEs have tab-separated columns idx, label, predict, radius, correct, and maybe more. Several are the parts of one
+    result, no image in two of them; import each result by itself. Such a log holds no votes and says neither n nor
+    alpha nor sigma: what you declare is shown as declared, not as verified.
+
+    Example: stn import-cohen sigma_0.50 --out imports/cohen-0.5 --sigma 0.5 --name "Cohen et al., sigma 0.5"
+    """
+    from orchestrator.cohen_log import read_logs
+    from orchestrator.imported import Declared, curve, import_log, keep, radii_beside
+    from workers import layout
+
+    store = open_store(out)
+    name = out.rstrip("/").rsplit("/", 1)[-1] if name is None else name
+    if not name.strip() or not name.isprintable():
+        raise click.BadParameter(f"must be a line of text, got {name!r}", param_hint="--name")
+    log = read_logs((file.name, _content(file)) for file in files)
+    imported = import_log(log, name, Declared(sigma, draws, alpha, norm))
+    new = keep(store, imported)
+    radii, place = radii_beside(imported, ()), f"{store.uri}/{layout.IMPORTED}"
+    if as_json:
+        values = {"written": place, "new": new, "notes": imported.notes, "unknown": imported.unknown}
+        click.echo(json.dumps({**values, "curve": curve(imported, radii)}))
+    else:
+        print_imported(imported, radii)
+        click.echo(f"wrote {place}" if new else f"{place} has all of it already")
+
+
+def _content(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise LogError(f"cannot read {file}: {error.strerror}") from error

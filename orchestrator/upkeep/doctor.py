@@ -14,7 +14,7 @@ from orchestrator.address import silent
 from orchestrator.errors import RunError, SpecError, WorkersError
 from orchestrator.plan import Plan, difference
 from orchestrator.resolve import resolve, versions
-from orchestrator.runs import counted_shards, read_plan
+from orchestrator.runs import check_no_import, counted_shards, read_plan
 from orchestrator.spec import Spec
 from orchestrator.upkeep import machine
 from orchestrator.upkeep.machine import Machine, describe
@@ -257,6 +257,7 @@ def _examine_run(store: Store, plan: Plan | None) -> Iterator[Finding]:
     """The run that is there already, and whether the spec would go on with it."""
     try:
         if not store.exists(layout.PLAN):
+            check_no_import(store)
             yield Finding(f"run: none yet at {store.uri}")
             return
         stored = read_plan(store)

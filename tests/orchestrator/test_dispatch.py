@@ -3,9 +3,10 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from random import Random
+from unittest.mock import patch
 
 import pytest
-from hypothesis import given
+from hypothesis import event, given
 from hypothesis import strategies as st
 
 from orchestrator.dispatch import (
@@ -19,7 +20,7 @@ from orchestrator.dispatch import (
     dispatch,
 )
 from orchestrator.errors import WorkersError
-from orchestrator.policy import Policy
+from orchestrator.policy import Facts, Policy
 
 #: What becomes of a shard that a worker begins: (shard, how often it was begun before) to "count", "fail" or "die".
 Fate = Callable[[int, int], str]
@@ -366,3 +367,40 @@ def test_counted_and_given_up_are_all_shards_and_none_is_both(
     assert all(bad[shard] <= max_attempts for shard in range(shards))
     assert pool.longest_queue <= in_flight
     assert pool.most_workers <= workers
+
+
+@given(
+    shards=st.integers(0, 30),
+    workers=st.integers(1, 6),
+    in_flight=st.integers(1, 4),
+    trouble=st.integers(0, 9),
+    random=st.randoms(use_true_random=False),
+)
+def test_what_is_known_of_shards_at_work_is_what_the_queues_say(
+    shards: int, workers: int, in_flight: int, trouble: int, random: Random
+) -> None:
+    facts = Facts.of(range(shards))
+    shared = 0
+
+    class Looking(FakePool):
+        """Holds what the driver has kept against a look at every queue, before each event."""
+
+        def events(self, timeout_s: float) -> list[Event]:
+            nonlocal shared
+            held = Counter(shard for queue in facts.queues.values() for shard in queue)
+            assert facts.at_work == Counter({shard: held[shard] for shard in held if shard not in facts.counted})
+            assert facts.left() == len(facts.pending) + len(set(held) - facts.counted)
+            assert facts.open == bool(facts.pending or set(held) - facts.counted)
+            shared = max(shared, *held.values(), 0)
+            return super().events(timeout_s)
+
+    def fate(shard: int, before: int) -> str:
+        return random.choice(["fail", "die"]) if random.randrange(10) < trouble else "count"
+
+    pool = Looking(fate, pick=random)
+    policy = Policy(workers, in_flight, max_start_deaths=100, max_failures=10_000, straggler_factor=0.5)
+    with patch.object(Facts, "of", lambda shards: facts):
+        dispatch(range(shards), pool, policy, clock=pool.clock)
+    assert not facts.open
+    assert not facts.at_work
+    event("a shard on two workers" if shared > 1 else "none on two")

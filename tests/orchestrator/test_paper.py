@@ -19,8 +19,8 @@ from click.testing import CliRunner, Result
 from orchestrator.certify import certify_run
 from orchestrator.cli import main
 from orchestrator.errors import SpecError
+from orchestrator.numerals import percent
 from orchestrator.paper import TABLE_1, table1, table1_jobs
-from orchestrator.report import percent
 from orchestrator.runs import read_plan, read_votes
 from orchestrator.spec import Spec, validate
 from stn_core.certificates import CERTIFICATES

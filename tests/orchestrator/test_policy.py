@@ -382,6 +382,27 @@ def test_assignments_fill_the_shortest_queues_first(lengths: list[int], shards: 
     assert len(chosen) == shards or all(filled[worker] == in_flight for worker in queues)
 
 
+@given(
+    lengths=st.dictionaries(st.integers(0, 9), st.integers(0, 4), max_size=6),
+    shards=st.integers(0, 30),
+    in_flight=st.integers(1, 4),
+)
+def test_assignments_are_those_of_a_look_at_every_queue_for_every_shard(
+    lengths: dict[int, int], shards: int, in_flight: int
+) -> None:
+    expected, filled = [], dict(lengths)
+    for shard in range(shards):
+        worker = min(filled, key=lambda name: filled[name], default=None)
+        if worker is None or filled[worker] >= in_flight:
+            break
+        expected.append((worker, shard))
+        filled[worker] += 1
+    assert (
+        assignments({worker: [100] * length for worker, length in lengths.items()}, range(shards), in_flight)
+        == expected
+    )
+
+
 @st.composite
 def facts(draw: st.DrawFn) -> Facts:
     """Any standing of up to six workers, each holding up to three shards of its own or another's."""
@@ -418,3 +439,13 @@ def test_who_is_stalled_stays_stalled(facts: Facts, now: float, later: float) ->
     found = {(worker, shard) for worker, shard, _ in stalled(facts, policy, now)}
     assert found <= {(worker, shard) for worker, shard, _ in stalled(facts, policy, now + later)}
     assert not found or len(facts.durations) >= policy.known
+
+
+@given(facts=facts(), now=st.floats(0, 10_000), limit=st.none() | st.floats(0, 200))
+def test_the_stalled_are_those_of_a_look_at_every_worker(facts: Facts, now: float, limit: float | None) -> None:
+    policy = Policy(workers=6, stall_s=limit, stall_floor_s=20)
+    median = facts.median_s(policy)
+    longest = limit if limit is not None else None if median is None else max(20, 20 * median)
+    begun = [(worker, queue[0], now - facts.since[worker]) for worker, queue in facts.queues.items() if queue]
+    expected = [] if longest is None else [entry for entry in begun if entry[2] > longest]
+    assert stalled(facts, policy, now) == expected

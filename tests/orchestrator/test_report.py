@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from orchestrator.errors import RunError
+from orchestrator.numerals import percent, percent_up
 from orchestrator.reduce import reduce_run
 from orchestrator.report import (
     Steps,
@@ -26,8 +27,6 @@ from orchestrator.report import (
     figure_png,
     line_name,
     load_steps,
-    percent,
-    percent_up,
     population_table,
     radius_table,
     report_html,
