@@ -54,7 +54,7 @@ def jobs(places: list[Path | str], monkeypatch: pytest.MonkeyPatch) -> list[Trai
 
     @contextlib.contextmanager
     def cluster(_: int) -> Iterator[Capacity]:
-        yield Capacity(2, 0)
+        yield Capacity(((2, 0),))
 
     monkeypatch.setattr(train, "fit", fit)
     monkeypatch.setattr(train, "cluster", cluster)
@@ -286,7 +286,7 @@ def test_workers_have_a_gpu_each_or_none_has(
         return fitted(job, gpu=gpu, **others)
 
     monkeypatch.setattr(train, "fit", fit)
-    monkeypatch.setattr(train, "cluster", lambda _: contextlib.nullcontext(Capacity(2, gpus)))
+    monkeypatch.setattr(train, "cluster", lambda _: contextlib.nullcontext(Capacity(((2, gpus),))))
     run(spec(few_digits, tmp_path / "w.pt", workers=workers))
     assert told == [gpus > 0]
 
@@ -294,7 +294,7 @@ def test_workers_have_a_gpu_each_or_none_has(
 def test_fewer_gpus_than_workers_are_not_left_idle_in_silence(
     jobs: list[TrainJob], few_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "cluster", lambda _: contextlib.nullcontext(Capacity(2, 3)))
+    monkeypatch.setattr(train, "cluster", lambda _: contextlib.nullcontext(Capacity(((2, 3),))))
     with pytest.raises(SpecError, match=r"training\.workers is 4, and the cluster has GPUs for 3: set it to that, or"):
         run(spec(few_digits, tmp_path / "w.pt", workers=4))
     assert jobs == []
