@@ -54,6 +54,14 @@ _START_WARNING_S = 30.0
 #: Seconds that commits under way have to land after an interrupt: less than what follows a SIGTERM in most places.
 _SETTLE_S = 20.0
 
+#: Failures in training, since it began or there was a checkpoint, after which it has failed for good.
+_MAX_FAILURES = 3
+
+#: Training workers that become more begin anew at their last checkpoint. So there is a look for more room only after so
+#: many checkpoints: growing costs the half one.
+_RESIZE_CHECKPOINTS = 3.5
+_RESIZE_S = 10.0
+
 #: Workers exchange shard numbers and receipts only.
 _OBJECT_STORE_BYTES = 128 * 2**20
 
@@ -294,9 +302,18 @@ def workers_for(resources: Resources, capacity: Capacity) -> tuple[int, float]:
 
 
 def fit(
-    job: TrainJob, *, name: str, storage: Path | str, gpu: bool, observe: Callable[[tuple[Epoch, ...]], None]
+    job: TrainJob,
+    *,
+    name: str,
+    storage: Path | str,
+    gpu: bool,
+    observe: Callable[[tuple[Epoch, ...]], None],
+    warn: Callable[[str], None],
 ) -> bytes:
     """Train under Ray Train, going on after the newest checkpoint of the run of that name.
+
+    Workers that die are replaced, or done without: machines may go as often as they like, as long as there is a new
+    checkpoint now and then. Ray Train counts lost machines and errors alike, unless it was told beforehand.
 
     Args:
         job: what to train.
@@ -304,6 +321,7 @@ def fit(
         storage: where checkpoints are kept: a folder, or s3://bucket/prefix.
         gpu: one GPU per worker.
         observe: told of all epochs so far as each ends.
+        warn: told, in a line, of what went wrong and is tried again.
 
     Returns:
         The content of the newest checkpoint's file.
@@ -311,50 +329,80 @@ def fit(
     Raises:
         TrainingError: training failed for good.
     """
-    epochs = ray.util.queue.Queue(actor_options={"num_cpus": 0})
-    trainer = TorchTrainer(
-        train_loop,
-        train_loop_config={"job": job, "epochs": epochs},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=job.training.workers,
-            use_gpu=gpu,
-            resources_per_worker={"CPU": job.cpus, **({"GPU": 1} if gpu else {})},
-        ),
-        run_config=ray.train.RunConfig(
-            name=name,
-            storage_path=str(storage) if isinstance(storage, Path) else ".",
-            storage_filesystem=None if isinstance(storage, Path) else object_filesystem(storage, job.storage),
-            failure_config=ray.train.FailureConfig(max_failures=3),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-            worker_runtime_env={"env_vars": _ALLOCATOR},  # type: ignore[call-arg]  # the V2 class is not the typed one
-        ),
-    )
-    stop = threading.Event()
-    listener = threading.Thread(target=_listen, args=(epochs, stop, observe), daemon=True)
-    listener.start()
-    try:
-        result = trainer.fit()
-    except Exception as error:  # Ray Train wraps whatever a worker raised in types of its own
-        raise TrainingError(f"training failed: {_last_line(str(error))}") from error
-    finally:
-        stop.set()
-        listener.join()
-    if result.error is not None or result.checkpoint is None:
-        raise TrainingError(f"training failed: {_last_line(str(result.error))}")
+    # Beside this process: other nodes come and go.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    epochs = ray.util.queue.Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+    while True:
+        heard = _Listener(epochs, observe)
+        try:
+            result = _trainer(job, epochs, name, storage, gpu).fit()
+            failure = result.error
+        except Exception as error:  # Ray Train wraps whatever a worker raised in types of its own
+            failure = error
+        finally:
+            checkpoints = heard.stop()
+        if failure is None and result.checkpoint is not None:
+            break
+        cause = _last_line(str(failure))
+        if not checkpoints:
+            raise TrainingError(f"training failed: {cause}") from failure
+        warn(f"training failed, and goes on after its newest checkpoint: {cause}")
     with result.checkpoint.filesystem.open_input_stream(f"{result.checkpoint.path}/{STATE}") as file:
         content: bytes = file.read()
     return content
 
 
-def _listen(epochs: ray.util.queue.Queue, stop: threading.Event, observe: Callable[[tuple[Epoch, ...]], None]) -> None:
-    """Pass epochs on as they end, and what is left when training has."""
-    while True:
-        stopping = stop.is_set()
-        for epoch in epochs.get_nowait_batch(epochs.qsize()):
-            observe(epoch)
-        if stopping:
-            return
-        stop.wait(0.5)
+def _trainer(job: TrainJob, epochs: ray.util.queue.Queue, name: str, storage: Path | str, gpu: bool) -> TorchTrainer:
+    bounds = job.training.workers
+    # The V2 classes are not the typed ones.
+    scaling: Any = ray.train.ScalingConfig
+    run: Any = ray.train.RunConfig
+    return TorchTrainer(
+        train_loop,
+        train_loop_config={"job": job, "epochs": epochs},
+        scaling_config=scaling(
+            num_workers=(bounds.min, bounds.max) if bounds.min < bounds.max else bounds.max,
+            use_gpu=gpu,
+            resources_per_worker={"CPU": job.cpus, **({"GPU": 1} if gpu else {})},
+            elastic_resize_monitor_interval_s=max(_RESIZE_S, _RESIZE_CHECKPOINTS * job.training.checkpoint_s),
+        ),
+        run_config=run(
+            name=name,
+            storage_path=str(storage) if isinstance(storage, Path) else ".",
+            storage_filesystem=None if isinstance(storage, Path) else object_filesystem(storage, job.storage),
+            failure_config=ray.train.FailureConfig(max_failures=_MAX_FAILURES),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            worker_runtime_env={"env_vars": _ALLOCATOR},
+        ),
+    )
+
+
+class _Listener:
+    """Passes epochs on as they end, and counts checkpoints, of which some are within an epoch."""
+
+    def __init__(self, epochs: ray.util.queue.Queue, observe: Callable[[tuple[Epoch, ...]], None]) -> None:
+        self._epochs, self._observe = epochs, observe
+        self._checkpoints = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> int:
+        """Pass on what is left. Returns how many checkpoints there were."""
+        self._stop.set()
+        self._thread.join()
+        return self._checkpoints
+
+    def _listen(self) -> None:
+        while True:
+            stopping = self._stop.is_set()
+            for epochs in self._epochs.get_nowait_batch(self._epochs.qsize()):
+                self._checkpoints += 1
+                if epochs:
+                    self._observe(epochs)
+            if stopping:
+                return
+            self._stop.wait(0.5)
 
 
 def _death(text: str) -> str:
