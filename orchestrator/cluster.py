@@ -34,7 +34,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.address import silent
 from orchestrator.crew import Crew, Device, Task
-from orchestrator.dispatch import Counted, Died, Event, Failed, Started
+from orchestrator.dispatch import Counted, Died, Event, Failed, Room, Started
 from orchestrator.errors import SpecError, TrainingError, WorkersError
 from orchestrator.spec import Resources
 from workers.counting import CountJob
@@ -45,7 +45,7 @@ from workers.training import STATE, Epoch, TrainJob
 #: An allocator that keeps its memory: activations are not mapped afresh for every batch.
 _ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**29)}
 
-#: Seconds without news after which to ask whether Ray itself lives.
+#: Seconds after which to look again whether Ray itself lives, and how large the cluster is.
 _NODE_CHECK_S = 5.0
 
 #: Seconds without a single worker after which to say what they wait for.
@@ -53,6 +53,14 @@ _START_WARNING_S = 30.0
 
 #: Seconds that commits under way have to land after an interrupt: less than what follows a SIGTERM in most places.
 _SETTLE_S = 20.0
+
+#: Failures in training, since it began or there was a checkpoint, after which it has failed for good.
+_MAX_FAILURES = 3
+
+#: Training workers that become more begin anew at their last checkpoint. So there is a look for more room only after so
+#: many checkpoints: growing costs the half one.
+_RESIZE_CHECKPOINTS = 3.5
+_RESIZE_S = 10.0
 
 #: Workers exchange shard numbers and receipts only.
 _OBJECT_STORE_BYTES = 128 * 2**20
@@ -63,14 +71,21 @@ class Capacity:
     """What the cluster has.
 
     Attributes:
-        cpus: logical CPUs.
-        gpus: GPUs.
+        nodes: logical CPUs and GPUs of each node.
         may_grow: whether more may come, as on an autoscaled cluster.
     """
 
-    cpus: int
-    gpus: int
+    nodes: tuple[tuple[int, int], ...]
     may_grow: bool = False
+
+    @property
+    def gpus(self) -> int:
+        """Of all nodes."""
+        return sum(gpus for _, gpus in self.nodes)
+
+    def room(self, cpus: int, gpus: float) -> int:
+        """Workers with that many CPUs and GPUs each that there is room for."""
+        return sum(min(own[0] // cpus, int(own[1] / gpus) if gpus else own[0]) for own in self.nodes)
 
 
 @contextmanager
@@ -101,19 +116,34 @@ def cluster(cpus: int) -> Iterator[Capacity]:
         if threading.current_thread() is threading.main_thread():
             # Ray takes SIGTERM for itself, and would end this process without a word on how to go on.
             signal.signal(signal.SIGTERM, on_sigterm)
-        resources = ray.cluster_resources()
-        yield Capacity(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)), may_grow=address is not None)
+        yield Capacity(_sizes(ray.nodes()), may_grow=address is not None)
     finally:
         ray.shutdown()
 
 
-class ActorPool:
-    """``dispatch.Pool`` of counting actors."""
+def _sizes(nodes: list[dict[str, Any]]) -> tuple[tuple[int, int], ...]:
+    """CPUs and GPUs of each of Ray's nodes that is alive."""
+    resources = [node["Resources"] for node in nodes if node["Alive"]]
+    return tuple((int(own.get("CPU", 0)), int(own.get("GPU", 0))) for own in resources)
 
-    def __init__(self, job: CountJob, task: Task, *, cpus: float, gpus: float, warn: Callable[[str], None]) -> None:
+
+class ActorPool:
+    """``dispatch.Pool`` of counting actors.
+
+    Args:
+        job: what they are to do.
+        task: what is done with each shard.
+        cpus, gpus: for each actor.
+        room: actors that the cluster has room for, to tell when there is room for more; None: nobody wants to know.
+        warn: told, in a line, what there is to wait for.
+    """
+
+    def __init__(
+        self, job: CountJob, task: Task, *, cpus: int, gpus: float, room: int | None, warn: Callable[[str], None]
+    ) -> None:
         self._job = job
         self._task = task
-        self._needs = f"{cpus:g} CPUs and {gpus:g} GPUs"
+        self._cpus, self._gpus, self._room = cpus, gpus, room
         self._warn = warn
         # A thread of its own for `stop`, which is not to wait for the shard at work. Two for shards: of the next
         # one the images are read while the first is counted.
@@ -146,12 +176,11 @@ class ActorPool:
     def events(self, timeout_s: float) -> list[Event]:
         refs = list(self._waiting)
         done, _ = ray.wait(refs, num_returns=1, timeout=timeout_s)
+        events = self._look_around()
         if not done:
-            self._check_node()
             self._check_starting()
-            return []
+            return events
         done, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
-        events: list[Event] = []
         for ref in done:
             if ref in self._waiting:  # unless its worker's death was among the news before
                 events.append(self._event(ref, *self._waiting.pop(ref)))
@@ -170,21 +199,30 @@ class ActorPool:
             ray.kill(actor)
         self._actors.clear()
 
-    def _check_node(self) -> None:
-        """Raise WorkersError once this process's own Ray node is dead: nothing it waits for would ever come."""
+    def _look_around(self) -> list[Event]:
+        """Whether there is room for more actors, now and then.
+
+        Raises WorkersError once this process's own Ray node is dead: nothing it waits for would ever come.
+        """
         if time.monotonic() - self._checked < _NODE_CHECK_S:
-            return
+            return []
         self._checked = time.monotonic()
-        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        if self._node not in alive:
+        nodes = ray.nodes()
+        if self._node not in {node["NodeID"] for node in nodes if node["Alive"]}:
             raise WorkersError("Ray died on this machine; what was counted is kept, run the same command again")
+        room = Capacity(_sizes(nodes)).room(self._cpus, self._gpus)
+        if self._room is None or room <= self._room:
+            return []
+        self._room = room
+        return [Room(room)]
 
     def _check_starting(self) -> None:
         """Say, once, what is being waited for where no worker has come up at all."""
         starting = all(shard is None for _, shard in self._waiting.values())
         if starting and not self._warned and time.monotonic() - self._begun > _START_WARNING_S:
             self._warned = True
-            self._warn(f"no worker has started yet: each waits for a node with {self._needs} free")
+            needs = f"{self._cpus} CPUs and {self._gpus:g} GPUs"
+            self._warn(f"no worker has started yet: each waits for a node with {needs} free")
 
     def _event(self, ref: Any, worker: int, shard: int | None) -> Event:
         try:
@@ -233,8 +271,11 @@ def hire_actors(
     cpus = (1 if resources.actors == "auto" else resources.actors) * resources.threads_per_actor
     with cluster(cpus) as capacity:
         workers, gpus = workers_for(resources, capacity)
+        if resources.gpus_per_actor == "auto" and not gpus and capacity.may_grow:
+            warn("the cluster has no GPU now: counting on CPUs; set resources.gpus_per_actor=1 to wait for GPUs")
         job = make_job("cuda" if gpus > 0 else "cpu")
-        pool = ActorPool(job, task, cpus=resources.threads_per_actor, gpus=gpus, warn=warn)
+        room = workers if resources.actors == "auto" and capacity.may_grow else None
+        pool = ActorPool(job, task, cpus=resources.threads_per_actor, gpus=gpus, room=room, warn=warn)
         try:
             yield Crew(pool, workers)
         except KeyboardInterrupt:
@@ -246,7 +287,7 @@ def hire_actors(
 
 
 def workers_for(resources: Resources, capacity: Capacity) -> tuple[int, float]:
-    """Actors to keep alive and GPUs for each.
+    """Actors to keep alive, or to wait for, and GPUs for each.
 
     Raises:
         SpecError: more asked for one actor than a cluster that cannot grow has.
@@ -258,14 +299,22 @@ def workers_for(resources: Resources, capacity: Capacity) -> tuple[int, float]:
         )
     if resources.actors != "auto":
         return resources.actors, gpus
-    fitting = capacity.gpus / gpus if gpus > 0 else capacity.cpus / resources.threads_per_actor
-    return max(1, int(fitting)), gpus
+    return max(1, capacity.room(resources.threads_per_actor, gpus)), gpus
 
 
 def fit(
-    job: TrainJob, *, name: str, storage: Path | str, gpu: bool, observe: Callable[[tuple[Epoch, ...]], None]
+    job: TrainJob,
+    *,
+    name: str,
+    storage: Path | str,
+    gpu: bool,
+    observe: Callable[[tuple[Epoch, ...]], None],
+    warn: Callable[[str], None],
 ) -> bytes:
     """Train under Ray Train, going on after the newest checkpoint of the run of that name.
+
+    Workers that die are replaced, or done without: machines may go as often as they like, as long as there is a new
+    checkpoint now and then. Ray Train counts lost machines and errors alike, unless it was told beforehand.
 
     Args:
         job: what to train.
@@ -273,6 +322,7 @@ def fit(
         storage: where checkpoints are kept: a folder, or s3://bucket/prefix.
         gpu: one GPU per worker.
         observe: told of all epochs so far as each ends.
+        warn: told, in a line, of what went wrong and is tried again.
 
     Returns:
         The content of the newest checkpoint's file.
@@ -280,50 +330,80 @@ def fit(
     Raises:
         TrainingError: training failed for good.
     """
-    epochs = ray.util.queue.Queue(actor_options={"num_cpus": 0})
-    trainer = TorchTrainer(
-        train_loop,
-        train_loop_config={"job": job, "epochs": epochs},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=job.training.workers,
-            use_gpu=gpu,
-            resources_per_worker={"CPU": job.cpus, **({"GPU": 1} if gpu else {})},
-        ),
-        run_config=ray.train.RunConfig(
-            name=name,
-            storage_path=str(storage) if isinstance(storage, Path) else ".",
-            storage_filesystem=None if isinstance(storage, Path) else object_filesystem(storage, job.storage),
-            failure_config=ray.train.FailureConfig(max_failures=3),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-            worker_runtime_env={"env_vars": _ALLOCATOR},  # type: ignore[call-arg]  # the V2 class is not the typed one
-        ),
-    )
-    stop = threading.Event()
-    listener = threading.Thread(target=_listen, args=(epochs, stop, observe), daemon=True)
-    listener.start()
-    try:
-        result = trainer.fit()
-    except Exception as error:  # Ray Train wraps whatever a worker raised in types of its own
-        raise TrainingError(f"training failed: {_last_line(str(error))}") from error
-    finally:
-        stop.set()
-        listener.join()
-    if result.error is not None or result.checkpoint is None:
-        raise TrainingError(f"training failed: {_last_line(str(result.error))}")
+    # Beside this process: other nodes come and go.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    epochs = ray.util.queue.Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+    while True:
+        heard = _Listener(epochs, observe)
+        try:
+            result = _trainer(job, epochs, name, storage, gpu).fit()
+            failure = result.error
+        except Exception as error:  # Ray Train wraps whatever a worker raised in types of its own
+            failure = error
+        finally:
+            checkpoints = heard.stop()
+        if failure is None and result.checkpoint is not None:
+            break
+        cause = _last_line(str(failure))
+        if not checkpoints:
+            raise TrainingError(f"training failed: {cause}") from failure
+        warn(f"training failed, and goes on after its newest checkpoint: {cause}")
     with result.checkpoint.filesystem.open_input_stream(f"{result.checkpoint.path}/{STATE}") as file:
         content: bytes = file.read()
     return content
 
 
-def _listen(epochs: ray.util.queue.Queue, stop: threading.Event, observe: Callable[[tuple[Epoch, ...]], None]) -> None:
-    """Pass epochs on as they end, and what is left when training has."""
-    while True:
-        stopping = stop.is_set()
-        for epoch in epochs.get_nowait_batch(epochs.qsize()):
-            observe(epoch)
-        if stopping:
-            return
-        stop.wait(0.5)
+def _trainer(job: TrainJob, epochs: ray.util.queue.Queue, name: str, storage: Path | str, gpu: bool) -> TorchTrainer:
+    bounds = job.training.workers
+    # The V2 classes are not the typed ones.
+    scaling: Any = ray.train.ScalingConfig
+    run: Any = ray.train.RunConfig
+    return TorchTrainer(
+        train_loop,
+        train_loop_config={"job": job, "epochs": epochs},
+        scaling_config=scaling(
+            num_workers=(bounds.min, bounds.max) if bounds.min < bounds.max else bounds.max,
+            use_gpu=gpu,
+            resources_per_worker={"CPU": job.cpus, **({"GPU": 1} if gpu else {})},
+            elastic_resize_monitor_interval_s=max(_RESIZE_S, _RESIZE_CHECKPOINTS * job.training.checkpoint_s),
+        ),
+        run_config=run(
+            name=name,
+            storage_path=str(storage) if isinstance(storage, Path) else ".",
+            storage_filesystem=None if isinstance(storage, Path) else object_filesystem(storage, job.storage),
+            failure_config=ray.train.FailureConfig(max_failures=_MAX_FAILURES),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            worker_runtime_env={"env_vars": _ALLOCATOR},
+        ),
+    )
+
+
+class _Listener:
+    """Passes epochs on as they end, and counts checkpoints, of which some are within an epoch."""
+
+    def __init__(self, epochs: ray.util.queue.Queue, observe: Callable[[tuple[Epoch, ...]], None]) -> None:
+        self._epochs, self._observe = epochs, observe
+        self._checkpoints = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> int:
+        """Pass on what is left. Returns how many checkpoints there were."""
+        self._stop.set()
+        self._thread.join()
+        return self._checkpoints
+
+    def _listen(self) -> None:
+        while True:
+            stopping = self._stop.is_set()
+            for epochs in self._epochs.get_nowait_batch(self._epochs.qsize()):
+                self._checkpoints += 1
+                if epochs:
+                    self._observe(epochs)
+            if stopping:
+                return
+            self._stop.wait(0.5)
 
 
 def _death(text: str) -> str:

@@ -65,6 +65,13 @@ class Died:
 
 
 @dataclass(frozen=True)
+class Room:
+    """The cluster has grown, and has room for that many workers."""
+
+    workers: int
+
+
+@dataclass(frozen=True)
 class RunAgain:
     """A shard that another worker has not finished was given to an idle one too."""
 
@@ -90,10 +97,17 @@ class Slow:
     seconds: float
 
 
+@dataclass(frozen=True)
+class GivenBack:
+    """A worker was ended, since there is nothing left for it to do."""
+
+    worker: int
+
+
 #: What happens to workers.
-Event = Started | Counted | Failed | Died
+Event = Started | Counted | Failed | Died | Room
 #: What is told to an observer: what happened, and what was decided.
-News = Event | RunAgain | Stalled | Slow
+News = Event | RunAgain | GivenBack | Stalled | Slow
 
 
 class Pool(Protocol):
@@ -171,6 +185,10 @@ def _act(facts: Facts, pool: Pool, policy: Policy, observe: Callable[[News], Non
     for worker, shard in decide.second_runs(facts, policy, now):
         observe(RunAgain(worker, shard))
         _give(facts, pool, worker, shard, now)
+    for worker in decide.surplus(facts, policy):
+        observe(GivenBack(worker))
+        pool.end(worker)
+        facts.forget(worker)
 
 
 def _end_stalled(facts: Facts, pool: Pool, policy: Policy, observe: Callable[[News], None], now: float) -> None:
@@ -188,6 +206,8 @@ def _give(facts: Facts, pool: Pool, worker: int, shard: int, now: float) -> None
 def learn(facts: Facts, event: Event, policy: Policy, now: float) -> None:
     """Add an event to the facts. Raises WorkersError where it shows that nothing works any more."""
     match event:
+        case Room(workers):
+            facts.room = max(facts.room, workers)
         case Started(worker):
             facts.start_deaths = facts.start_losses = 0
             facts.ready(worker)

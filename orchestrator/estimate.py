@@ -44,7 +44,7 @@ def estimate(resolved: Resolved) -> Estimate:
     """Count a few draws of one image for about two seconds, and extrapolate. Writes nothing."""
     plan = resolved.plan
     resources = plan.spec.resources
-    capacity = Capacity(os.cpu_count() or 1, torch.cuda.device_count())
+    capacity = Capacity(((os.cpu_count() or 1, torch.cuda.device_count()),))
     actors, gpus = workers_for(resources, capacity)
     device = torch.device("cuda" if gpus > 0 else "cpu")
     batch = resources.batch_size

@@ -14,7 +14,7 @@ class Policy:
     """When to try again, when to stop trying, and how long to wait.
 
     Attributes:
-        workers: workers to keep alive.
+        workers: workers to keep alive, or to wait for; more once the cluster has room for more.
         in_flight: shards queued on a worker at a time; the second hides the driver's latency.
         max_attempts: failures, stalls and deaths of its worker after which a shard is given up.
         max_losses: times its worker was lost with the whole node, after which a shard is given up: machines that are
@@ -50,7 +50,8 @@ class Facts:
         pending: shards on no worker, in the order to be done.
         queues: shards given to each worker that is ready; it works on the first.
         since: time at which each of them began the first of its queue, s.
-        starting: workers that are not ready yet.
+        starting: workers that are not ready yet, be it that they wait for a node.
+        room: workers that the cluster was seen to have room for.
         attempts: failures, stalls and deaths of each shard's worker.
         losses: times each shard's node was lost.
         durations: times that the last shards counted took, s.
@@ -67,6 +68,7 @@ class Facts:
     queues: dict[int, list[int]] = field(default_factory=dict)
     since: dict[int, float] = field(default_factory=dict)
     starting: set[int] = field(default_factory=set)
+    room: int = 0
     attempts: Counter[int] = field(default_factory=Counter)
     losses: Counter[int] = field(default_factory=Counter)
     durations: deque[float] = field(default_factory=lambda: deque(maxlen=99))
@@ -149,7 +151,23 @@ class Facts:
 
 def workers_missing(facts: Facts, policy: Policy) -> int:
     """Workers to start: never more than there are shards that are not done."""
-    return max(0, min(policy.workers, facts.left()) - len(facts.queues) - len(facts.starting))
+    wanted = max(policy.workers, facts.room)
+    return max(0, min(wanted, facts.left()) - len(facts.queues) - len(facts.starting))
+
+
+def surplus(facts: Facts, policy: Policy) -> list[int]:
+    """Workers to end, since fewer shards are left: an autoscaler takes their nodes away.
+
+    Those that are not ready yet go once the others have a shard each. Of those with nothing to do, as many stay as
+    there are shards at work that may be run again: each of them may turn out a straggler.
+    """
+    left = facts.left()
+    if left >= len(facts.queues) + len(facts.starting):
+        return []
+    starting = sorted(facts.starting, reverse=True)[: max(0, len(facts.queues) + len(facts.starting) - left)]
+    again = sum(_may_run_again(shard, facts, policy) for shard in facts.at_work)
+    idle = [worker for worker, queue in facts.queues.items() if not queue]
+    return starting + idle[: max(0, len(facts.queues) - left - again)]
 
 
 def assignments(queues: Mapping[int, list[int]], pending: Iterable[int], in_flight: int) -> list[tuple[int, int]]:
@@ -187,13 +205,15 @@ def second_runs(facts: Facts, policy: Policy, now: float) -> list[tuple[int, int
     median = facts.median_s(policy)
     if median is not None:
         chosen += [shard for _, shard, since in begun if now - since > policy.straggler_factor * median]
-    alone = [
-        shard
-        for shard in dict.fromkeys(chosen)
-        # A second run is one more attempt: both may fail.
-        if shard not in facts.counted and facts.holders(shard) == 1 and facts.attempts[shard] + 2 <= policy.max_attempts
-    ]
+    alone = [shard for shard in dict.fromkeys(chosen) if _may_run_again(shard, facts, policy)]
     return list(zip(idle, alone, strict=False))
+
+
+def _may_run_again(shard: int, facts: Facts, policy: Policy) -> bool:
+    """Whether a shard that a worker has may be given to another too."""
+    # A second run is one more attempt: both may fail.
+    attempts_left = facts.attempts[shard] + 2 <= policy.max_attempts
+    return attempts_left and shard not in facts.counted and facts.holders(shard) == 1
 
 
 def stalled(facts: Facts, policy: Policy, now: float) -> list[tuple[int, int, float]]:

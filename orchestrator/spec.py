@@ -37,9 +37,11 @@ class Confidence(Section):
 class Resources(Section):
     """What the work may use."""
 
-    actors: PositiveInt | Literal["auto"] = Field("auto", description="auto: one per GPU, else one per CPU")
+    actors: PositiveInt | Literal["auto"] = Field(
+        "auto", description="at most; auto: one per GPU, else one per CPU, that the cluster has or comes to have"
+    )
     gpus_per_actor: Annotated[FiniteFloat, Field(ge=0)] | Literal["auto"] = Field(
-        "auto", description="auto: 1 where the cluster has GPUs, else 0"
+        "auto", description="auto: 1 where the cluster has GPUs at the start, else 0"
     )
     threads_per_actor: PositiveInt = Field(1, description="CPU threads, and CPUs reserved, per actor")
     batch_size: PositiveInt | Literal["auto"] = Field("auto", description="noisy images per forward pass")

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from orchestrator import epochs
-from orchestrator.cluster import cluster, fit
+from orchestrator.cluster import Capacity, cluster, fit
 from orchestrator.errors import SpecError
 from orchestrator.spec import Spec
 from stn_core.dual import check_network
@@ -43,15 +43,16 @@ class Trained:
     epoch: Epoch | None
 
 
-def train_model(ready: Ready, *, observe: Callable[[Epoch], None]) -> Trained:
+def train_model(ready: Ready, *, observe: Callable[[Epoch], None], warn: Callable[[str], None]) -> Trained:
     """Train, resuming whatever an earlier call for the same spec left behind.
 
     Args:
         ready: what ``prepare`` found.
         observe: told of every epoch.
+        warn: told, in a line, what there is to wait for, and what went wrong and is tried again.
 
     Raises:
-        SpecError: the cluster has GPUs for some of the workers only.
+        SpecError: this machine has not the GPUs that are asked for.
         TrainingError: training failed for good.
     """
     job, checkpoint, digest, store = ready.job, ready.checkpoint, ready.digest, ready.store
@@ -64,17 +65,18 @@ def train_model(ready: Ready, *, observe: Callable[[Epoch], None]) -> Trained:
             store.replace(epochs.beside(name), epochs.encode(figures, digest))
         observe(figures[-1])
 
-    parent, workers = parent_and_name(checkpoint)[0], job.training.workers
-    with cluster(workers * job.cpus + 1) as capacity:
-        if 0 < capacity.gpus < workers:
-            few = f"training.workers is {workers}, and the cluster has GPUs for {int(capacity.gpus)}"
-            raise SpecError(f"{few}: set it to that, or less")
+    parent, _ = parent_and_name(checkpoint)
+    with cluster(job.training.workers.min * job.cpus + 1) as capacity:
+        gpu = on_gpus(job.training, capacity)
+        for line in what_is_missing(job, capacity, gpu):
+            warn(line)
         content = fit(
             job,
             name=f"training-{digest[:16]}",  # "train-…" had states without epochs
             storage=parent / "training" if isinstance(parent, Path) else f"{parent}/training",
-            gpu=capacity.gpus >= workers,
+            gpu=gpu,
             observe=keep,
+            warn=warn,
         )
     state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     figures = tuple(Epoch(**epoch) for epoch in state["epochs"])
@@ -84,6 +86,34 @@ def train_model(ready: Ready, *, observe: Callable[[Epoch], None]) -> Trained:
     if not store.create(name, file.getvalue()):
         _check_existing(checkpoint, job.storage or S3Options(), digest)
     return Trained(checkpoint, figures[-1])
+
+
+def on_gpus(training: Training, capacity: Capacity) -> bool:
+    """Whether each worker has a GPU; otherwise none has.
+
+    Raises:
+        SpecError: they need more than a cluster that cannot grow has.
+    """
+    if training.gpus_per_worker == 0 or (training.gpus_per_worker == "auto" and not capacity.gpus):
+        return False
+    if capacity.gpus < training.workers.min and not capacity.may_grow:
+        if not capacity.gpus:
+            raise SpecError("training.gpus_per_worker asks for a GPU and this machine has none: set it to 0 or auto")
+        few = f"training.workers is {training.workers.min}, and this machine has GPUs for {capacity.gpus}"
+        raise SpecError(f"{few}: set it to that, or less")
+    return True
+
+
+def what_is_missing(job: TrainJob, capacity: Capacity, gpu: bool) -> Iterator[str]:
+    """Lines for the user of a cluster that may grow: what training does not use, and what it waits for."""
+    if not capacity.may_grow:
+        return
+    if job.training.gpus_per_worker == "auto" and not gpu:
+        yield "the cluster has no GPU now: training on CPUs; set training.gpus_per_worker=1 to wait for GPUs"
+    room, needed = capacity.room(job.cpus, float(gpu)), job.training.workers.min
+    if room < needed:
+        each = f"{job.cpus} CPUs{' and a GPU' if gpu else ''}"
+        yield f"the cluster has room for {room} workers with {each} each: waiting until it has for {needed}"
 
 
 @dataclass(frozen=True)
@@ -152,6 +182,10 @@ def prepare(spec: Spec, only: NDArray[np.int64] | None = None) -> Ready:
 _LATER = ("augment", "attack", "radius", "warmup", "draws", "random_crop", "optimizer", "schedule")
 
 
+#: Settings that decide nothing but how long it takes, and what is measured meanwhile.
+_INDECISIVE = ("workers", "threads_per_worker", "gpus_per_worker", "checkpoint_s", "loaders", "validation")
+
+
 def _noise(noise: Noise) -> dict[str, Any]:
     # Other kinds of noise came later; checkpoints trained before stay known by sigma alone.
     return {"sigma": noise.sigma} if noise.kind == "gaussian" else {"noise": noise.model_dump(mode="json")}
@@ -161,7 +195,7 @@ def decisive(training: Training) -> dict[str, Any]:
     """What decides the weights: neither paths nor workers do, nor what is measured meanwhile."""
     settings = training.model_dump(
         mode="json",
-        exclude={"workers": True, "threads_per_worker": True, "loaders": True, "validation": True, "dataset": PLACES},
+        exclude={**dict.fromkeys(_INDECISIVE, True), "dataset": PLACES},
     )
     if settings["dataset"]["indices"] is None:
         del settings["dataset"]["indices"]
@@ -191,8 +225,8 @@ def _job(spec: Spec, training: Training, only: NDArray[np.int64] | None) -> tupl
         raise SpecError(f"training: {error}") from error
     _check_labels("training.dataset", images, num_classes)
     found = len(selected(training.dataset, len(images))) if only is None else len(only)
-    if found < training.workers:
-        raise SpecError(f"training.dataset has {found} images for training.workers {training.workers}: set fewer")
+    if found < training.workers.max:
+        raise SpecError(f"training.dataset has {found} images for training.workers {training.workers.max}: set fewer")
     if validation is not None:
         _check_labels("training.validation", validation, num_classes)
     job = TrainJob(

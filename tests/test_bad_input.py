@@ -331,6 +331,11 @@ NETWORKS = [
         "training.dataset has 25 images for training.workers 30: set fewer",
     ),
     Bad(
+        "training workers as a word",
+        f"{TRAIN}=w.pt --set training.workers=auto",
+        "training.workers: got 'auto'; must be a number from 1, or bounds such as {min: 1, max: 4}",
+    ),
+    Bad(
         "attacks under noise that is not added",
         f"{TRAIN}=w.pt --set training.method=smoothadv --set 'training.attack={{norm: l2, epsilon: 1}}' "
         "--set 'noise={kind: splitting, scale: 0.5}' --set sampling.draws=255 --set sampling.selection_draws=0 "

@@ -201,6 +201,18 @@ class _RaySession:
         if self.rank == 0:
             self._epochs.put(tuple(epochs))
 
+    def save(self, checkpoint: Path | None) -> None:
+        ray.train.report({}, checkpoint=None if checkpoint is None else ray.train.Checkpoint.from_directory(checkpoint))
+        if self.rank == 0:
+            self._epochs.put(())
+
+    def first_says(self, word: bool) -> bool:
+        if self.world_size == 1:
+            return word
+        said = torch.tensor(int(word), device=self.device)
+        torch.distributed.broadcast(said, src=0)
+        return bool(said)
+
 
 def _add_import_paths(paths: Sequence[str]) -> None:
     sys.path.extend(path for path in paths if path not in sys.path)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -326,6 +328,27 @@ class Augmentation(Section):
     flip: bool = Field(False, description="mirrored, every other one")
 
 
+class Workers(Section):
+    """As many as there is room for, within bounds; a plain number is both."""
+
+    min: PositiveInt = 1
+    max: PositiveInt
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Workers:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is more than max {self.max}")
+        return self
+
+
+def _workers(value: Any) -> Any:
+    if isinstance(value, Workers | Mapping):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"got {value!r}; must be a number from 1, or bounds such as {{min: 1, max: 4}}")
+    return Workers(min=value, max=value)
+
+
 Method = Literal["stn", "gaussian", "clean", "madry", "trades", "alp", "consistency", "smoothadv", "dual"]
 
 #: Methods with a regulariser, and its weight where the spec names none. The paper does not state its own. TRADES: what
@@ -375,8 +398,16 @@ class Training(Section):
     )
     weight_decay: Annotated[FiniteFloat, Field(ge=0)] = 0.0
     seed: int = Field(0, ge=0, lt=2**63)
-    workers: PositiveInt = Field(1, description="data-parallel processes")
+    workers: Annotated[Workers, BeforeValidator(_workers)] = Field(
+        Workers(max=1), description="data-parallel processes; {min, max}: as many as there is room for, as it changes"
+    )
     threads_per_worker: PositiveInt = Field(2, description="CPU threads of each")
+    gpus_per_worker: Literal["auto", 0, 1] = Field(
+        "auto", description="auto: 1 where the cluster has GPUs at the start"
+    )
+    checkpoint_s: Annotated[FiniteFloat, Field(ge=0)] = Field(
+        300.0, description="seconds of work that a lost worker may cost; each epoch ends with a checkpoint anyway"
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 where the device multiplies it natively"
     )
@@ -396,16 +427,17 @@ class Training(Section):
             raise ValueError("method consistency compares noisy copies of an image: set draws to 2 or more")
         if self.method == "dual" and self.radius is None:
             raise ValueError("method dual needs a radius to certify, such as radius: 1.58")
-        if self.method == "dual" and self.workers > 1:
-            raise ValueError(f"method dual trains in one process: set workers to 1, not {self.workers}")
+        most = self.workers.max
+        if self.method == "dual" and most > 1:
+            raise ValueError(f"method dual trains in one process: set workers to 1, not {most}")
         if self.random_crop is not None:
             if not isinstance(self.dataset, STREAMED):
                 kinds = "image_folder, imagenet or webdataset"
                 raise ValueError(f"random_crop needs dataset.kind {kinds}: other images are held decoded")
             if self.dataset.resize is not None or self.dataset.crop is not None:
                 raise ValueError("random_crop is of the whole image: remove dataset.resize and dataset.crop")
-        if self.batch_size < self.workers:
-            raise ValueError(f"batch_size {self.batch_size} is less than one image for each of {self.workers} workers")
+        if self.batch_size < most:
+            raise ValueError(f"batch_size {self.batch_size} is less than one image for each of {most} workers")
         return self
 
     @property

@@ -1,7 +1,7 @@
 """The training loop that runs, one copy per data-parallel worker, under Ray Train.
 
 The order of images and the noise are functions of (seed, epoch, step, position in the global batch): they depend
-neither on how many workers share a batch nor on interruptions. Dropout is a function of (seed, epoch, rank).
+neither on how many workers share a batch nor on interruptions. Dropout is a function of (seed, epoch, step, rank).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import dataclasses
 import io
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -107,11 +107,18 @@ class Session(Protocol):
     def report(self, epochs: Sequence[Epoch], checkpoint: Path | None) -> None:
         """Hand over the figures of all epochs so far, and from one worker the folder of its checkpoint."""
 
+    def save(self, checkpoint: Path | None) -> None:
+        """Hand over from one worker the folder of a checkpoint within an epoch. All workers call it."""
+
+    def first_says(self, word: bool) -> bool:
+        """What the first of the workers says. All call it."""
+
 
 def train(job: TrainJob, session: Session) -> None:
-    """Train ``job.training.epochs`` epochs, a checkpoint after each; go on after the newest one.
+    """Train ``job.training.epochs`` epochs; go on after the newest checkpoint.
 
-    The checkpoint's ``state.pt`` holds the network's state dict under "network", the figures of epochs under "epochs".
+    There is one after each epoch, and after ``checkpoint_s`` within it. Its ``state.pt`` holds the network's state dict
+    under "network", the figures of epochs under "epochs", those of one that has begun under "begun".
     """
     settings = job.training
     with contextlib.ExitStack() as stack:
@@ -139,6 +146,24 @@ def train(job: TrainJob, session: Session) -> None:
         _train(job, session, images, validation)
 
 
+@dataclass
+class _Begun:
+    """An epoch's figures so far.
+
+    Attributes:
+        steps: done.
+        loss: sum over this worker's images.
+        right, seen: images.
+        wall_s: seconds.
+    """
+
+    steps: int = 0
+    loss: float = 0.0
+    right: int = 0
+    seen: int = 0
+    wall_s: float = 0.0
+
+
 def _train(job: TrainJob, session: Session, images: Source, validation: Source | None) -> None:
     settings = job.training
     steps = max(1, len(images) // settings.batch_size)
@@ -156,25 +181,42 @@ def _train(job: TrainJob, session: Session, images: Source, validation: Source |
         optimizer.load_state_dict(saved["optimizer"])
         schedule.load_state_dict(saved["schedule"])
     epochs = [] if saved is None else [Epoch(**epoch) for epoch in saved["epochs"]]
+    begun = _Begun() if saved is None else _Begun(**saved.get("begun", {}))
+
+    @contextlib.contextmanager
+    def checkpoint() -> Iterator[Path | None]:
+        """The first worker's folder with the state as it is; the others have none."""
+        with tempfile.TemporaryDirectory() as folder:
+            if session.rank == 0:
+                state = {
+                    "network": bare.network.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "schedule": schedule.state_dict(),
+                    "epochs": [dataclasses.asdict(epoch) for epoch in epochs],
+                    "begun": dataclasses.asdict(begun),
+                }
+                torch.save(state, Path(folder) / STATE)
+            yield Path(folder) if session.rank == 0 else None
 
     autocast = torch.autocast(
         session.device.type, torch.bfloat16, enabled=_low_precision(settings.precision, session.device)
     )
+    kept = time.monotonic()
     for number in range(len(epochs), settings.epochs):
-        start = time.monotonic()
+        start = time.monotonic() - begun.wall_s
         model.train()
-        # Dropout too follows from the epoch alone, so that a resumed training ends as an undisturbed one does.
-        torch.manual_seed(_dropout_seed(settings.seed, number, session.rank))
         order = epoch_order(settings.seed, number, len(images))
         shares = [
             Share(min(settings.batch_size, len(images)), slice(session.rank, None, session.world_size), (number, step))
-            for step in range(steps)
+            for step in range(begun.steps, steps)
         ]
         rows = [order[share.step[1] * settings.batch_size :][: share.rows][share.own] for share in shares]
         seeds = [share.seeds(settings.seed) for share in shares]
-        loss_sum, right, seen, rate = 0.0, 0, 0, 0.0
+        rate = 0.0
         for share, (pixels, labels) in zip(shares, images.batches(rows, seeds), strict=True):
             batch = _batch(settings, noise, session.device, share, pixels, labels)
+            # Dropout too follows from the step alone, so that a resumed training ends as an undisturbed one does.
+            torch.manual_seed(_dropout_seed(settings.seed, *share.step, session.rank))
             with autocast:
                 loss, logits = settings.loss(number + share.step[1] / steps)(model, batch)
             optimizer.zero_grad()
@@ -183,27 +225,24 @@ def _train(job: TrainJob, session: Session, images: Source, validation: Source |
             rate = float(schedule.get_last_lr()[0])
             optimizer.step()
             schedule.step()
-            loss_sum, seen = loss_sum + float(loss.detach()) * len(batch.clean), seen + len(batch.clean)
-            right += int((logits.argmax(dim=1) == batch.labels).sum())
+            begun.steps, begun.seen = begun.steps + 1, begun.seen + len(batch.clean)
+            begun.loss += float(loss.detach()) * len(batch.clean)
+            begun.right += int((logits.argmax(dim=1) == batch.labels).sum())
+            begun.wall_s = time.monotonic() - start
+            if begun.steps < steps and session.first_says(time.monotonic() - kept >= settings.checkpoint_s):
+                with checkpoint() as folder:
+                    session.save(folder)
+                kept = time.monotonic()
         clean = noisy = None
         if validation is not None:
             with autocast:
                 clean, noisy = _measure(bare, validation, noise, session.device, settings, number)
-        epochs.append(Epoch(number + 1, loss_sum / seen, right / seen, clean, noisy, rate, time.monotonic() - start))
-        with tempfile.TemporaryDirectory() as folder:
-            checkpoint = None
-            if session.rank == 0:
-                checkpoint = Path(folder)
-                torch.save(
-                    {
-                        "network": bare.network.state_dict(),
-                        "optimizer": optimizer.state_dict(),
-                        "schedule": schedule.state_dict(),
-                        "epochs": [dataclasses.asdict(epoch) for epoch in epochs],
-                    },
-                    checkpoint / STATE,
-                )
-            session.report(epochs, checkpoint)
+        mean, accuracy = begun.loss / begun.seen, begun.right / begun.seen
+        epochs.append(Epoch(number + 1, mean, accuracy, clean, noisy, rate, time.monotonic() - start))
+        begun = _Begun()
+        with checkpoint() as folder:
+            session.report(epochs, folder)
+        kept = time.monotonic()
 
 
 def _optimizer(settings: Training, model: nn.Module) -> torch.optim.Optimizer:
@@ -325,8 +364,8 @@ def _random(seed: int, epoch: int, step: int, stream: str) -> np.random.Generato
     return np.random.default_rng([seed, epoch, step, _STREAMS[stream]])
 
 
-def _dropout_seed(seed: int, epoch: int, rank: int) -> int:
-    return int(np.random.SeedSequence([seed, epoch, rank, 2]).generate_state(1, np.uint64)[0])
+def _dropout_seed(seed: int, epoch: int, step: int, rank: int) -> int:
+    return int(np.random.SeedSequence([seed, epoch, step, rank, 2]).generate_state(1, np.uint64)[0])
 
 
 def _low_precision(precision: Literal["auto", "float32", "bfloat16"], device: torch.device) -> bool:

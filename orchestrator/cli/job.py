@@ -79,7 +79,7 @@ def train_spec(spec: Any, only: Any = None) -> Any:
             )
             progress.advance(1)
 
-        return train_model(ready, observe=observe)
+        return train_model(ready, observe=observe, warn=progress.note)
 
 
 @click.command()

@@ -83,4 +83,4 @@ def fit_inline(job: TrainJob, *, observe: Callable[[tuple[Epoch, ...]], None], *
 @contextmanager
 def no_cluster(cpus: int) -> Iterator[Capacity]:
     """In place of ``orchestrator.cluster.cluster``."""
-    yield Capacity(cpus, 0)
+    yield Capacity(((cpus, 0),))

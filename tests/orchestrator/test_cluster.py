@@ -64,14 +64,21 @@ def test_a_death_is_told_in_one_line_that_says_why(text: str, expected: str) -> 
 @pytest.mark.parametrize(
     ("resources", "capacity", "expected"),
     [
-        ({}, Capacity(8, 0), (8, 0.0)),
-        ({"threads_per_actor": 3}, Capacity(8, 0), (2, 0.0)),
-        ({"threads_per_actor": 16}, Capacity(8, 0), (1, 0.0)),
-        ({}, Capacity(8, 2), (2, 1.0)),
-        ({"gpus_per_actor": 0.5}, Capacity(8, 2), (4, 0.5)),
-        ({"gpus_per_actor": 0}, Capacity(8, 2), (8, 0)),
-        ({"actors": 5}, Capacity(8, 2), (5, 1.0)),
-        ({"gpus_per_actor": 4}, Capacity(8, 0, may_grow=True), (1, 4)),
+        ({}, Capacity(((8, 0),)), (8, 0.0)),
+        ({"threads_per_actor": 3}, Capacity(((8, 0),)), (2, 0.0)),
+        ({"threads_per_actor": 16}, Capacity(((8, 0),)), (1, 0.0)),
+        ({}, Capacity(((8, 2),)), (2, 1.0)),
+        ({"gpus_per_actor": 0.5}, Capacity(((8, 2),)), (4, 0.5)),
+        ({"gpus_per_actor": 0}, Capacity(((8, 2),)), (8, 0)),
+        ({"actors": 5}, Capacity(((8, 2),)), (5, 1.0)),
+        ({"gpus_per_actor": 4}, Capacity(((8, 0),), may_grow=True), (1, 4)),
+        # An autoscaled cluster before its first worker: the spec's maximum is asked for, or one to begin with.
+        ({}, Capacity(((0, 0),), may_grow=True), (1, 0.0)),
+        ({"actors": 16, "gpus_per_actor": 1}, Capacity(((4, 0),), may_grow=True), (16, 1.0)),
+        # Each actor is on one node.
+        ({"threads_per_actor": 3}, Capacity(((4, 0), (4, 0), (8, 0))), (4, 0.0)),
+        ({"threads_per_actor": 2}, Capacity(((32, 0), (8, 8), (16, 2))), (6, 1.0)),
+        ({"gpus_per_actor": 0.3}, Capacity(((8, 1), (8, 1))), (6, 0.3)),
     ],
 )
 def test_how_many_actors(resources: dict[str, object], capacity: Capacity, expected: tuple[int, float]) -> None:
@@ -80,7 +87,7 @@ def test_how_many_actors(resources: dict[str, object], capacity: Capacity, expec
 
 def test_more_gpus_than_there_can_be() -> None:
     with pytest.raises(SpecError, match=r"resources\.gpus_per_actor asks for 2 GPUs and this machine has 1"):
-        workers_for(Resources(gpus_per_actor=2), Capacity(8, 1))
+        workers_for(Resources(gpus_per_actor=2), Capacity(((8, 1),)))
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,11 @@ class FakePool:
         self.longest_queue = max(self.longest_queue, len(self.queues[worker]))
 
     def end(self, worker: int) -> None:
-        raise AssertionError("no worker stalls here")
+        assert not self.queues.get(worker), "no worker stalls here"
+        if worker in self.starting:
+            self.starting.remove(worker)
+        else:
+            del self.queues[worker]
 
     def events(self, timeout_s: float) -> list[Event]:
         assert timeout_s > 0

@@ -14,8 +14,10 @@ from orchestrator.dispatch import (
     Died,
     Event,
     Failed,
+    GivenBack,
     News,
     Outcome,
+    Room,
     RunAgain,
     Slow,
     Stalled,
@@ -23,7 +25,7 @@ from orchestrator.dispatch import (
     dispatch,
 )
 from orchestrator.errors import WorkersError
-from orchestrator.policy import Facts, Policy, assignments, hopeless, second_runs, stalled
+from orchestrator.policy import Facts, Policy, assignments, hopeless, second_runs, stalled, surplus, workers_missing
 
 
 def ok(worker: int, shard: int, passes: int = 1) -> Counted:
@@ -188,13 +190,13 @@ SCRIPTS = {
             (10, (ok(0, 0), ok(1, 1)), "submit 0 3, submit 1 4"),
             (20, (ok(0, 3),), ""),
             (20.5, (), "submit 0 2"),
-            (21, (ok(1, 4),), ""),
+            (21, (ok(1, 4),), "end 1"),  # the last shard has two workers
             (60, (), ""),
             (61, (Failed(0, 2, "disk"),), "submit 0 2"),
             (90, (ok(2, 2),), ""),
         ),
         Outcome({0, 1, 2, 3, 4}, {}),
-        (RunAgain(0, 2), RunAgain(0, 2)),
+        (RunAgain(0, 2), GivenBack(1), RunAgain(0, 2)),
     ),
     "what waits behind a slow shard is taken by an idle worker": Script(
         3,
@@ -218,11 +220,11 @@ SCRIPTS = {
             (5, (ok(1, 1),), "submit 1 2"),
             (6, (Failed(1, 2, "disk"),), "submit 1 2"),
             (9, (Failed(1, 2, "disk"),), ""),
-            (10, (ok(0, 0),), ""),
+            (10, (ok(0, 0),), "end 1"),
             (20, (ok(0, 2),), ""),
         ),
         Outcome({0, 1, 2}, {}),
-        (RunAgain(1, 2), RunAgain(1, 2)),
+        (RunAgain(1, 2), RunAgain(1, 2), GivenBack(1)),
     ),
     "of two runs both fail: two attempts": Script(
         3,
@@ -232,11 +234,11 @@ SCRIPTS = {
             (0, (Started(0), Started(1)), "submit 0 0, submit 1 1, submit 0 2"),
             (5, (ok(1, 1),), "submit 1 2"),
             (6, (ok(0, 0),), ""),
-            (7, (Failed(1, 2, "disk"),), ""),
+            (7, (Failed(1, 2, "disk"),), "end 1"),
             (8, (Failed(0, 2, "memory"),), ""),
         ),
         Outcome({0, 1}, {2: "memory"}),
-        (RunAgain(1, 2),),
+        (RunAgain(1, 2), GivenBack(1)),
     ),
     "with one attempt allowed nothing is run twice": Script(
         3,
@@ -245,10 +247,11 @@ SCRIPTS = {
             (0, (), "start 0, start 1"),
             (0, (Started(0), Started(1)), "submit 0 0, submit 1 1, submit 0 2"),
             (5, (ok(1, 1),), ""),
-            (6, (ok(0, 0),), ""),
+            (6, (ok(0, 0),), "end 1"),
             (8, (ok(0, 2),), ""),
         ),
         Outcome({0, 1, 2}, {}),
+        (GivenBack(1),),
     ),
     "a stalled shard is named after twenty medians, its worker replaced": Script(
         6,
@@ -319,6 +322,67 @@ SCRIPTS = {
         Outcome({0, 1, 2, 3, 4}, {}),
         (Stalled(1, 1, 11),),
     ),
+    "work begins with who is there, ends without who never came, and gives back who has nothing to do": Script(
+        6,
+        Policy(workers=4, in_flight=1),
+        steps(
+            (0, (), "start 0, start 1, start 2, start 3"),
+            (1, (Started(0),), "submit 0 0"),
+            (2, (ok(0, 0),), "submit 0 1"),
+            (3, (Started(1), ok(0, 1)), "submit 0 2, submit 1 3"),
+            # Three are left, and two workers ready: one more would be of use.
+            (4, (ok(0, 2),), "submit 0 4, end 3"),
+            (5, (ok(0, 4),), "submit 0 5, end 2"),
+            # One has nothing to do, and stays: the last may turn out a straggler.
+            (6, (ok(1, 3),), ""),
+            (8, (), "submit 1 5"),
+            (9, (ok(1, 5),), ""),
+        ),
+        Outcome({0, 1, 2, 3, 4, 5}, {}),
+        (GivenBack(3), GivenBack(2), RunAgain(1, 5)),
+    ),
+    "idle workers stay as long as there is a shard for each to run again": Script(
+        4,
+        Policy(workers=4, in_flight=1),
+        steps(
+            (0, (), "start 0, start 1, start 2, start 3"),
+            (0, (Started(0), Started(1), Started(2), Started(3)), "submit 0 0, submit 1 1, submit 2 2, submit 3 3"),
+            (10, (ok(0, 0),), ""),
+            (11, (ok(1, 1),), ""),
+            (12, (ok(2, 2),), "end 0, end 1"),
+            (24, (), "submit 2 3"),
+            (30, (ok(2, 3),), ""),
+        ),
+        Outcome({0, 1, 2, 3}, {}),
+        (GivenBack(0), GivenBack(1), RunAgain(2, 3)),
+    ),
+    "nobody is kept for a second run that is not allowed": Script(
+        3,
+        Policy(workers=3, in_flight=1, max_attempts=1),
+        steps(
+            (0, (), "start 0, start 1, start 2"),
+            (0, (Started(0), Started(1), Started(2)), "submit 0 0, submit 1 1, submit 2 2"),
+            (1, (ok(2, 2),), "end 2"),
+            (2, (ok(1, 1),), "end 1"),
+            (3, (ok(0, 0),), ""),
+        ),
+        Outcome({0, 1, 2}, {}),
+        (GivenBack(2), GivenBack(1)),
+    ),
+    "a cluster that has grown is used, up to one worker for a shard": Script(
+        4,
+        Policy(workers=1, in_flight=1),
+        steps(
+            (0, (), "start 0"),
+            (1, (Started(0), Room(3)), "start 1, start 2, submit 0 0"),
+            (2, (Room(9),), "start 3"),
+            # Room that is lost may come back: a worker lost with it is waited for.
+            (3, (Room(2),), ""),
+            (4, (Started(1), Started(2), Started(3)), "submit 1 1, submit 2 2, submit 3 3"),
+            (5, tuple(ok(worker, worker) for worker in range(4)), ""),
+        ),
+        Outcome({0, 1, 2, 3}, {}),
+    ),
     "what another driver has committed tells nothing of how long shards take": Script(
         5,
         Policy(workers=1, in_flight=1, stall_floor_s=10, stall_factor=1),
@@ -345,7 +409,7 @@ def test_exactly_these_calls_are_made(name: str) -> None:
     assert pool.over(), "the work ended before the script"
     assert [*pool.made, tuple(pool.calls)] == [step.calls for step in script.steps]
     assert outcome == script.outcome
-    assert tuple(news for news in seen if isinstance(news, RunAgain | Stalled | Slow)) == script.news
+    assert tuple(news for news in seen if isinstance(news, RunAgain | GivenBack | Stalled | Slow)) == script.news
 
 
 @pytest.mark.parametrize("losses", [1, 3])
@@ -431,6 +495,20 @@ def test_second_runs_use_idle_workers_alone_and_never_cost_the_last_attempt(fact
         assert shard not in facts.counted
         facts.attempts[shard] += 1
         assert not hopeless(shard, facts, policy)
+
+
+@given(facts=facts(), starting=st.sets(st.integers(6, 12)), attempts=st.integers(1, 3))
+def test_who_is_given_back_is_not_at_work_and_is_not_missed(facts: Facts, starting: set[int], attempts: int) -> None:
+    policy = Policy(workers=20, max_attempts=attempts)
+    facts.starting |= starting
+    ended = surplus(facts, policy)
+    assert len(set(ended)) == len(ended)
+    for worker in ended:
+        assert not facts.queues.get(worker)
+        facts.forget(worker)
+    assert surplus(facts, policy) == []
+    if ended:
+        assert workers_missing(facts, policy) == 0
 
 
 @given(facts=facts(), now=st.floats(100, 10_000), later=st.floats(0, 10_000))

@@ -18,7 +18,7 @@ from orchestrator import epochs, train
 from orchestrator.cluster import Capacity
 from orchestrator.errors import SpecError
 from orchestrator.spec import Spec, validate
-from orchestrator.train import Trained, prepare, train_model
+from orchestrator.train import Trained, on_gpus, prepare, train_model
 from tests.fault_proxy import Proxy, fault_proxy
 from tests.networks import tiny
 from tests.object_store import BUCKET, ObjectStore
@@ -54,7 +54,7 @@ def jobs(places: list[Path | str], monkeypatch: pytest.MonkeyPatch) -> list[Trai
 
     @contextlib.contextmanager
     def cluster(_: int) -> Iterator[Capacity]:
-        yield Capacity(2, 0)
+        yield Capacity(((2, 0),))
 
     monkeypatch.setattr(train, "fit", fit)
     monkeypatch.setattr(train, "cluster", cluster)
@@ -68,7 +68,7 @@ def spec(few_digits: Path | str, checkpoint: Path | str, noise: str = "plain", *
 
 
 def run(asked: Spec) -> Trained:
-    return train_model(prepare(asked), observe=lambda epoch: None)
+    return train_model(prepare(asked), observe=lambda epoch: None, warn=lambda line: None)
 
 
 @pytest.mark.parametrize("noise", NOISES)
@@ -152,7 +152,7 @@ def test_the_figures_of_epochs_are_beside_the_checkpoint(
         seen.append((epoch, pq.read_metadata(tmp_path / "model.epochs.parquet").num_rows))
 
     asked = spec(few_digits, tmp_path / "model.pt")
-    train_model(prepare(asked), observe=observe)
+    train_model(prepare(asked), observe=observe, warn=lambda line: None)
     assert seen == [(EPOCHS[0], 1), (EPOCHS[1], 2)]
     assert pq.read_table(tmp_path / "model.epochs.parquet").to_pylist() == [
         dataclasses.asdict(epoch) for epoch in EPOCHS
@@ -274,27 +274,82 @@ def test_a_server_that_ignores_conditions_is_refused_before_anything_is_trained(
     assert jobs == []
 
 
-@pytest.mark.parametrize(("gpus", "workers"), [(0, 2), (2, 2), (3, 2)])
+def given(gpus: int, may_grow: bool = False) -> Capacity:
+    """A head without GPUs, and a node with some."""
+    return Capacity(((4, 0), (8, gpus)), may_grow)
+
+
+@pytest.mark.parametrize(
+    ("asked", "capacity", "expected"),
+    [
+        ({}, given(0), False),
+        ({}, given(2), True),
+        ({"workers": 2}, given(3), True),
+        ({"workers": 4, "gpus_per_worker": 0}, given(3), False),
+        ({"workers": {"min": 2, "max": 4}}, given(3), True),
+        ({"workers": 4}, given(3, may_grow=True), True),
+        ({"workers": 4}, given(0, may_grow=True), False),
+        ({"workers": 4, "gpus_per_worker": 1}, given(0, may_grow=True), True),
+        ({"workers": 4}, given(3), r"training\.workers is 4, and this machine has GPUs for 3: set it to that, or less"),
+        ({"workers": {"min": 4, "max": 8}}, given(3), r"training\.workers is 4, .* GPUs for 3"),
+        ({"gpus_per_worker": 1}, given(0), r"training\.gpus_per_worker asks for a GPU and this machine has none"),
+    ],
+)
 def test_workers_have_a_gpu_each_or_none_has(
-    jobs: list[TrainJob], few_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, workers: int
+    few_digits: Path, asked: dict[str, Any], capacity: Capacity, expected: bool | str
 ) -> None:
-    told: list[bool] = []
-    fitted = train.fit
+    training = spec(few_digits, "w.pt", **asked).training
+    assert training is not None
+    if isinstance(expected, str):
+        with pytest.raises(SpecError, match=expected):
+            on_gpus(training, capacity)
+    else:
+        assert on_gpus(training, capacity) == expected
 
-    def fit(job: TrainJob, *, gpu: bool, **others: Any) -> bytes:
-        told.append(gpu)
-        return fitted(job, gpu=gpu, **others)
 
-    monkeypatch.setattr(train, "fit", fit)
-    monkeypatch.setattr(train, "cluster", lambda _: contextlib.nullcontext(Capacity(2, gpus)))
-    run(spec(few_digits, tmp_path / "w.pt", workers=workers))
-    assert told == [gpus > 0]
+@pytest.mark.parametrize(
+    ("asked", "capacity", "expected"),
+    [
+        ({"workers": {"min": 1, "max": 4}}, given(3), []),
+        ({"workers": 2}, given(2, may_grow=True), []),
+        (
+            {"workers": {"min": 1, "max": 9}},
+            given(0, may_grow=True),
+            ["the cluster has no GPU now: training on CPUs; set training.gpus_per_worker=1 to wait for GPUs"],
+        ),
+        ({"workers": {"min": 1, "max": 9}, "gpus_per_worker": 0}, given(0, may_grow=True), []),
+        (
+            {"workers": 4},
+            given(3, may_grow=True),
+            ["the cluster has room for 3 workers with 2 CPUs and a GPU each: waiting until it has for 4"],
+        ),
+        (
+            {"workers": 7, "gpus_per_worker": 0},
+            given(3, may_grow=True),
+            ["the cluster has room for 6 workers with 2 CPUs each: waiting until it has for 7"],
+        ),
+    ],
+)
+def test_nothing_is_waited_for_or_left_unused_in_silence(
+    jobs: list[TrainJob],
+    few_digits: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: dict[str, Any],
+    capacity: Capacity,
+    expected: list[str],
+) -> None:
+    ready = prepare(spec(few_digits, tmp_path / "w.pt", **asked))
+    told: list[str] = []
+    monkeypatch.setattr(train, "cluster", lambda _: contextlib.nullcontext(capacity))
+    train_model(ready, observe=lambda epoch: None, warn=told.append)
+    assert told == expected
 
 
 def test_fewer_gpus_than_workers_are_not_left_idle_in_silence(
     jobs: list[TrainJob], few_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "cluster", lambda _: contextlib.nullcontext(Capacity(2, 3)))
-    with pytest.raises(SpecError, match=r"training\.workers is 4, and the cluster has GPUs for 3: set it to that, or"):
+    monkeypatch.setattr(train, "cluster", lambda _: contextlib.nullcontext(given(3)))
+    with pytest.raises(SpecError, match=r"training\.workers is 4, and this machine has GPUs for 3"):
         run(spec(few_digits, tmp_path / "w.pt", workers=4))
     assert jobs == []

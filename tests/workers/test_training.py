@@ -66,6 +66,7 @@ class Alone:
         self.kept, self._restored = kept, restored
         self.epochs: list[Epoch] = []
         self.checkpoints: list[Path | None] = []
+        self.within: list[Path | None] = []
 
     def prepare(self, model: nn.Module) -> nn.Module:
         self.model = Recorder(model)
@@ -81,6 +82,15 @@ class Alone:
         if checkpoint is not None and folder is not None:
             shutil.copytree(checkpoint, folder)
         self.checkpoints.append(folder)
+
+    def save(self, checkpoint: Path | None) -> None:
+        folder = None if checkpoint is None else self.kept / f"within-{len(self.within)}"
+        if checkpoint is not None and folder is not None:
+            shutil.copytree(checkpoint, folder)
+        self.within.append(folder)
+
+    def first_says(self, word: bool) -> bool:
+        return word
 
     def state(self, epoch: int = -1) -> dict[str, Any]:
         folder = self.checkpoints[epoch]
@@ -549,6 +559,52 @@ def test_resumed_training_ends_with_the_weights_of_uninterrupted_training(
     assert untimed(saved_epochs(resumed)) == untimed(straight.epochs)
     assert equal(resumed.state()["network"], straight.state()["network"])
     assert not equal(straight.state()["network"], straight.state(interrupted_after - 1)["network"])
+
+
+@pytest.mark.parametrize("schedule", ["one_cycle", "step"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_training_goes_on_within_an_epoch_as_if_nothing_had_happened(
+    job: TrainJob, tmp_path: Path, optimizer: str, schedule: str
+) -> None:
+    varied = changed(job, optimizer=optimizer, schedule=schedule, augment=Augmentation(crop=2, flip=True), batch_size=5)
+    asked = dataclasses.replace(varied, model=Model(name="tests.workers.test_training:with_dropout"))
+    straight = Alone(tmp_path / "straight")
+    train(asked, straight)
+    assert straight.within == []  # there was no time to lose
+    often = Alone(tmp_path / "often")
+    train(changed(asked, checkpoint_s=0), often)
+    # Four steps an epoch, and a checkpoint after each but the last, which ends it.
+    assert len(often.within) == 3 * 3
+    for number, kept in enumerate(often.within):
+        resumed = Alone(tmp_path / f"resumed-{number}", restored=kept)
+        train(asked, resumed)
+        assert len(resumed.model.shown) == len(straight.model.shown) * (12 - number - number // 3 - 1) // 12
+        assert untimed(saved_epochs(resumed)) == untimed(straight.epochs) == untimed(often.epochs)
+        assert equal(resumed.state()["network"], straight.state()["network"])
+
+
+def test_a_checkpoint_within_an_epoch_is_due_by_the_time_since_the_last(
+    job: TrainJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(10**6))
+    monkeypatch.setattr("workers.training.time.monotonic", lambda: float(next(clock)))
+    sessions = [Alone(tmp_path / str(number)) for number in range(2)]
+    for session, seconds in zip(sessions, (4.0, 1e9), strict=True):
+        train(changed(job, epochs=1, batch_size=1, checkpoint_s=seconds), session)
+    assert 23 // 4 <= len(sessions[0].within) <= 23 // 2  # every step looks at the clock twice
+    assert sessions[1].within == []
+
+
+def test_a_checkpoint_of_earlier_versions_is_gone_on_from(job: TrainJob, tmp_path: Path) -> None:
+    straight = Alone(tmp_path / "straight")
+    train(job, straight)
+    state = straight.state(0)
+    del state["begun"]
+    (tmp_path / "old").mkdir()
+    torch.save(state, tmp_path / "old" / STATE)
+    resumed = Alone(tmp_path / "resumed", restored=tmp_path / "old")
+    train(job, resumed)
+    assert equal(resumed.state()["network"], straight.state()["network"])
 
 
 def test_a_finished_training_has_nothing_left_to_do(job: TrainJob, tmp_path: Path) -> None:
