@@ -53,11 +53,13 @@ class ImageSet(ABC):
         num_classes: labels are expected in 0 … num_classes - 1.
         fingerprint: sha-256 that changes when the images or labels do (of contents for arrays; of names and sizes, not
             contents, for files).
+        classes: names by label, where the data set has them: words, or WordNet ids.
     """
 
     labels: NDArray[np.int64]
     num_classes: int
     fingerprint: str
+    classes: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -206,15 +208,22 @@ def _decode(encoded: bytes) -> Image.Image:
         raise UnreadableImage(f"cannot be decoded: {one_line(error)}") from error
 
 
-def _evaluated(image: Any, resize: int | None, crop: int | None) -> Pixels:
+def _evaluated(image: Any, resize: int | None, crop: int | None, interpolation: str) -> Pixels:
     """The shorter side resized, the centre cropped; as the usual ImageNet evaluation does."""
+    from torchvision.transforms import InterpolationMode
     from torchvision.transforms import functional as transform
 
     if resize is not None:
-        image = transform.resize(image, [resize])
+        image = transform.resize(image, [resize], InterpolationMode(interpolation))
     if crop is not None:
         image = transform.center_crop(image, [crop, crop])
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+def _transform(dataset: ImageFolder | ParquetImages) -> str:
+    """What a fingerprint says of it. Data sets from before there was a choice of interpolation do not name it."""
+    named = "" if dataset.interpolation == "bilinear" else f" {dataset.interpolation}"
+    return f"{dataset.resize} {dataset.crop}{named}"
 
 
 class EncodedImages(ImageSet):
@@ -222,6 +231,7 @@ class EncodedImages(ImageSet):
 
     _resize: int | None
     _crop: int | None
+    _interpolation: str
 
     @abstractmethod
     def encoded(self, index: int) -> bytes:
@@ -239,21 +249,22 @@ class EncodedImages(ImageSet):
             raise UnreadableImage(f"{self.name(index)} {error}".strip()) from error
 
     def read(self, index: int) -> Pixels:
-        return _evaluated(self.decoded(index), self._resize, self._crop)
+        return _evaluated(self.decoded(index), self._resize, self._crop, self._interpolation)
 
 
 class _Folder(EncodedImages):
     """path/CLASS/FILE, as torchvision's ImageFolder orders it."""
 
     def __init__(self, dataset: ImageFolder, files: Files) -> None:
-        self._resize, self._crop, self._files = dataset.resize, dataset.crop, files
+        self._resize, self._crop, self._interpolation = dataset.resize, dataset.crop, dataset.interpolation
+        self._files = files
         try:
             listing = files.walk()
         except (FileNotFoundError, NotADirectoryError):
             raise DatasetError(f"dataset.path {dataset.path} is no folder") from None
         classes = sorted({file.name.partition("/")[0] for file in listing if "/" in file.name})
         number = {name: label for label, name in enumerate(classes)}
-        digest = hashlib.sha256(f"{dataset.resize} {dataset.crop}\n".encode())
+        digest = hashlib.sha256(f"{_transform(dataset)}\n".encode())
         self._names: list[str] = []
         labels: list[int] = []
         for file in listing:
@@ -266,6 +277,7 @@ class _Folder(EncodedImages):
             raise DatasetError(f"dataset.path {dataset.path} holds no images: expected {dataset.path}/CLASS/FILE")
         self.labels = np.array(labels, dtype=np.int64)
         self.num_classes = max(2, len(classes))
+        self.classes = tuple(classes)
         self.fingerprint = digest.hexdigest()
 
     def key(self, index: int) -> int:
@@ -287,10 +299,10 @@ class _Parquet(EncodedImages):
     """Encoded images in Parquet, read a row group at a time."""
 
     def __init__(self, dataset: ParquetImages, options: S3Options | None) -> None:
-        self._resize, self._crop = dataset.resize, dataset.crop
+        self._resize, self._crop, self._interpolation = dataset.resize, dataset.crop, dataset.interpolation
         place, self._files, tables = _tables(dataset.path, options)
         columns = f"{dataset.image_column} {dataset.label_column}"
-        digest = hashlib.sha256(f"{dataset.resize} {dataset.crop} {columns}\n".encode())
+        digest = hashlib.sha256(f"{_transform(dataset)} {columns}\n".encode())
         self._groups: list[tuple[File, int, str]] = []
         starts, labels = [0], []
         for table in tables:
