@@ -14,6 +14,7 @@ from torch import nn
 
 from stn_core.models import (
     EXPORTED,
+    UNCHANGED,
     Constants,
     Normalized,
     build_network,
@@ -29,6 +30,7 @@ from stn_core.noise import Phase
 from stn_core.votes import Precision, Tally, count_votes
 from workers import counts_table
 from workers.files import read_file
+from workers.hub import fetched
 from workers.images import ImageSet, Pixels, UnreadableImage
 from workers.settings import Dataset, Model, Noise, Normalization, Sampling, StoreSettings
 from workers.store import S3Options, StoreError
@@ -93,18 +95,20 @@ def load_model(model: Model, num_classes: int, options: S3Options | None = None)
     """The model a spec names, weights loaded, normalisation inside; ``options`` are for object storage. Raises
     ValueError."""
     model = completed(model)
+    constants = UNCHANGED
     if model.name == EXPORTED:
-        network, inside = _exported(model.checkpoint, options), None
+        network = _exported(model.checkpoint, options)
     elif model.weights is not None:
-        network, inside = build_pretrained(model.name, model.weights), None
+        path = fetched(declared(model.name, model.weights).url)
+        network = build_pretrained(model.name, model.weights, path)
     else:
-        network, inside = _built(model, num_classes, options)
+        network, constants = _built(model, num_classes, options)
     if ":" not in model.name and model.name != EXPORTED:
         # Faster on every device. The user's own networks keep their layout: one that calls `view` could not bear it.
         network = network.to(memory_format=torch.channels_last)
     if model.normalization is not None:
-        return Normalized(network, model.normalization.mean, model.normalization.std)
-    return Normalized(network) if inside is None else Normalized(network, *inside)
+        constants = model.normalization.mean, model.normalization.std
+    return Normalized(network, *constants)
 
 
 def _exported(checkpoint: Path | str | None, options: S3Options | None) -> nn.Module:
@@ -113,11 +117,11 @@ def _exported(checkpoint: Path | str | None, options: S3Options | None) -> nn.Mo
     return read_program(_read(checkpoint, options), str(checkpoint))
 
 
-def _built(model: Model, num_classes: int, options: S3Options | None) -> tuple[nn.Module, Constants | None]:
-    """A network by name with the weights of its checkpoint, if any, and the normalisation that was saved with it."""
+def _built(model: Model, num_classes: int, options: S3Options | None) -> tuple[nn.Module, Constants]:
+    """A network by name with the weights of its checkpoint, if any, and the normalisation that it was saved behind."""
     network = build_network(model.name, num_classes)
     if model.checkpoint is None:
-        return network, None
+        return network, UNCHANGED
     source = str(model.checkpoint)
     if source.endswith(".pt2"):
         raise ValueError(f"{source} is a program of torch.export by its name: set model.name to {EXPORTED}")
@@ -126,7 +130,7 @@ def _built(model: Model, num_classes: int, options: S3Options | None) -> tuple[n
         raise ValueError(f"{source} holds a network of arch {saved.arch!r}, and model.name is {model.name!r}")
     behind_a_layer = load_weights(network, saved)
     if not behind_a_layer or model.normalization is not None:
-        return network, None
+        return network, UNCHANGED
     constants = constants_of(saved.arch)
     if constants is None:
         raise ValueError(

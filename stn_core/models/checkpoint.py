@@ -19,6 +19,9 @@ from stn_core.naming import one_line
 #: nn.Sequential whose first layer normalises and holds no tensors.
 _WRAPPINGS = ("module.", "1.module.", "1.", "module.1.")
 
+#: torchvision publishes densely connected networks' weights under names of an older time.
+_OLD_NAMES = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)")
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -67,7 +70,7 @@ def load_weights(network: nn.Module, checkpoint: Checkpoint) -> bool:
         ValueError: the weights belong to another network.
     """
     wrapping = _wrapping(checkpoint.state, network.state_dict())
-    state = {name.removeprefix(wrapping): value for name, value in checkpoint.state.items()}
+    state = {_OLD_NAMES.sub(r"\1", name.removeprefix(wrapping)): value for name, value in checkpoint.state.items()}
     _leave_out_unsaved_heads(network, state)
     try:
         network.load_state_dict(state)

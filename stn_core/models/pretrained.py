@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
-import torch
 import torchvision
 from torch import nn
 
 from stn_core.models.checkpoint import read_checkpoint
-from stn_core.naming import did_you_mean, one_line
+from stn_core.naming import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -27,6 +24,7 @@ class Declared:
         crop: side of the centre crop, pixels.
         interpolation: of the resizing.
         classes: names in the order of the logits.
+        url: of the file.
     """
 
     name: str
@@ -36,6 +34,7 @@ class Declared:
     crop: int
     interpolation: str
     classes: tuple[str, ...]
+    url: str
 
 
 def classifiers() -> list[str]:
@@ -56,27 +55,19 @@ def declared(network: str, weights: str) -> Declared:
         crop=transforms.crop_size[0],
         interpolation=transforms.interpolation.value,
         classes=tuple(member.meta["categories"]),
+        url=member.url,
     )
 
 
-def build_pretrained(network: str, weights: str) -> nn.Module:
-    """A network of torchvision with its weights, from torch.hub's cache or, where they are not there, downloaded.
+def build_pretrained(network: str, weights: str, path: Path) -> nn.Module:
+    """A network of torchvision with its weights, which are at ``path``, torch.hub's place for them.
 
     Raises:
-        ValueError: there are no such weights, they can be had from nowhere, or the file is damaged.
+        ValueError: there are no such weights, or the file holds others.
     """
     member = _member(network, weights)
-    path = Path(torch.hub.get_dir(), "checkpoints", PurePosixPath(urlparse(member.url).path).name)
-    try:
-        _download(member.url, path)
-        content = path.read_bytes()
-    except (OSError, RuntimeError) as error:
-        raise ValueError(
-            f"model.weights {weights} of {network!r} are not at {path} and cannot be had from {member.url} "
-            f"({one_line(error)}): put that file there, or name one as model.checkpoint"
-        ) from error
-    # Read as every checkpoint is, because torchvision would run what a file in the cache holds.
-    read_checkpoint(content, str(path))
+    # Read as every checkpoint is, because torchvision would run what a file in that place holds.
+    read_checkpoint(path.read_bytes(), str(path))
     try:
         built: nn.Module = torchvision.models.get_model(network, weights=member)
     except RuntimeError as error:
@@ -96,15 +87,3 @@ def _member(network: str, weights: str) -> Any:
             f"valid: {', '.join((*valid, 'DEFAULT'))}"
         )
     return members[weights]
-
-
-def _download(url: str, path: Path) -> None:
-    """Once per machine, however many processes ask at the same time."""
-    if path.exists():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_name(f"{path.name}.lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not path.exists():
-            digest = torch.hub.HASH_REGEX.search(path.name)
-            torch.hub.download_url_to_file(url, str(path), digest and digest[1], progress=False)
