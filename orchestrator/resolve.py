@@ -7,7 +7,6 @@ import importlib.metadata
 import platform
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -117,10 +116,10 @@ def _with_declared(spec: Spec) -> Spec:
     if model.weights is not None and isinstance(dataset, ImageFolder | ParquetImages):
         facts = declared(model.name, model.weights)
         if dataset.resize is None and dataset.crop is None:
-            changes: dict[str, Any] = {"resize": facts.resize, "crop": facts.crop}
-            if "interpolation" not in dataset.model_fields_set:
-                changes["interpolation"] = facts.interpolation
-            dataset = dataset.model_copy(update=changes)
+            interpolation = dataset.interpolation or facts.interpolation
+            dataset = dataset.model_copy(
+                update={"resize": facts.resize, "crop": facts.crop, "interpolation": interpolation}
+            )
     return spec.model_copy(update={"model": model, "dataset": dataset})
 
 

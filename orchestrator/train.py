@@ -128,7 +128,7 @@ def prepare(spec: Spec, only: NDArray[np.int64] | None = None) -> Ready:
     checkpoint = _absolute("model.checkpoint", checkpoint)
     job, fingerprint = _job(spec, training, only)
     settings = {
-        "model": spec.model.model_dump(mode="json", exclude={"checkpoint"}),
+        "model": spec.model.model_dump(mode="json", exclude={"checkpoint", "weights"}),
         "training": decisive(training),
         **(_noise(job.noise) if training.method in NEEDS["sigma"] else {}),
         "gamma": training.weight,
@@ -159,9 +159,16 @@ def _noise(noise: Noise) -> dict[str, Any]:
 
 def decisive(training: Training) -> dict[str, Any]:
     """What decides the weights: neither paths nor workers do, nor what is measured meanwhile."""
+    elsewhere = {"path", "interpolation"}  # the data set's fingerprint tells of it
     settings = training.model_dump(
         mode="json",
-        exclude={"workers": True, "threads_per_worker": True, "loaders": True, "validation": True, "dataset": {"path"}},
+        exclude={
+            "workers": True,
+            "threads_per_worker": True,
+            "loaders": True,
+            "validation": True,
+            "dataset": elsewhere,
+        },
     )
     default = {name: Training.model_fields[name].default for name in _LATER}
     return {name: value for name, value in settings.items() if name not in default or value != default[name]}

@@ -208,13 +208,13 @@ def _decode(encoded: bytes) -> Image.Image:
         raise UnreadableImage(f"cannot be decoded: {one_line(error)}") from error
 
 
-def _evaluated(image: Any, resize: int | None, crop: int | None, interpolation: str) -> Pixels:
+def _evaluated(image: Any, resize: int | None, crop: int | None, interpolation: str | None) -> Pixels:
     """The shorter side resized, the centre cropped; as the usual ImageNet evaluation does."""
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms import functional as transform
 
     if resize is not None:
-        image = transform.resize(image, [resize], InterpolationMode(interpolation))
+        image = transform.resize(image, [resize], InterpolationMode(interpolation or "bilinear"))
     if crop is not None:
         image = transform.center_crop(image, [crop, crop])
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
@@ -222,7 +222,7 @@ def _evaluated(image: Any, resize: int | None, crop: int | None, interpolation: 
 
 def _transform(dataset: ImageFolder | ParquetImages) -> str:
     """What a fingerprint says of it. Data sets from before there was a choice of interpolation do not name it."""
-    named = "" if dataset.interpolation == "bilinear" else f" {dataset.interpolation}"
+    named = "" if dataset.interpolation in (None, "bilinear") else f" {dataset.interpolation}"
     return f"{dataset.resize} {dataset.crop}{named}"
 
 
@@ -231,7 +231,7 @@ class EncodedImages(ImageSet):
 
     _resize: int | None
     _crop: int | None
-    _interpolation: str
+    _interpolation: str | None
 
     @abstractmethod
     def encoded(self, index: int) -> bytes:
@@ -256,7 +256,11 @@ class _Folder(EncodedImages):
     """path/CLASS/FILE, as torchvision's ImageFolder orders it."""
 
     def __init__(self, dataset: ImageFolder, files: Files) -> None:
-        self._resize, self._crop, self._interpolation = dataset.resize, dataset.crop, dataset.interpolation
+        self._resize, self._crop, self._interpolation = (
+            dataset.resize,
+            dataset.crop,
+            dataset.interpolation,
+        )
         self._files = files
         try:
             listing = files.walk()
@@ -299,7 +303,11 @@ class _Parquet(EncodedImages):
     """Encoded images in Parquet, read a row group at a time."""
 
     def __init__(self, dataset: ParquetImages, options: S3Options | None) -> None:
-        self._resize, self._crop, self._interpolation = dataset.resize, dataset.crop, dataset.interpolation
+        self._resize, self._crop, self._interpolation = (
+            dataset.resize,
+            dataset.crop,
+            dataset.interpolation,
+        )
         place, self._files, tables = _tables(dataset.path, options)
         columns = f"{dataset.image_column} {dataset.label_column}"
         digest = hashlib.sha256(f"{_transform(dataset)} {columns}\n".encode())

@@ -76,8 +76,8 @@ class _Encoded(_Selection):
 
     resize: PositiveInt | None = Field(None, description="shorter side after resizing, pixels")
     crop: PositiveInt | None = Field(None, description="side of the centre crop, pixels")
-    interpolation: Literal["bilinear", "bicubic", "nearest", "nearest-exact", "box", "hamming", "lanczos"] = Field(
-        "bilinear", description="of the resizing"
+    interpolation: Literal["bilinear", "bicubic", "nearest", "nearest-exact", "box", "hamming", "lanczos"] | None = (
+        Field(None, description="of the resizing; default: what model.weights declare with resize, or bilinear")
     )
 
 

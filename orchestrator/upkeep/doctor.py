@@ -207,12 +207,13 @@ def _examine_weights(spec: Spec, cause: str) -> Iterator[Finding]:
     model, options = spec.model, spec.store.options
     try:
         place = None if model.checkpoint is None else absolute(model.checkpoint)
-        if place is None and ":" in model.name:
-            return
         if model.weights is not None:
             load_model(model, model.num_classes or 0)
             yield Finding(f"weights: torchvision's {model.weights} of {model.name} can be read")
-        elif place is None or not exists(place, options):
+            return
+        if place is None and ":" in model.name:
+            return
+        if place is None or not exists(place, options):
             yield Finding("weights", cause)
         elif model.num_classes is None and ":" not in model.name and model.name != EXPORTED:
             read_file(place, options)

@@ -126,12 +126,13 @@ def thousand(path: Path) -> dict[str, Any]:
     """A spec of two images, labels of which tell that there are 1000 classes."""
     contents = [encoded(noise_image(seed, size=40)) for seed in range(2)]
     spec = parquet_spec(images(path, contents, [0, 999]))
-    spec["model"] = {"name": "squeezenet1_1", "weights": "DEFAULT"}
+    spec["model"] = {"name": "efficientnet_b0", "weights": "DEFAULT"}
     return spec
 
 
 def test_weights_by_name_bring_normalisation_and_how_images_are_evaluated(torch_home: Path, tmp_path: Path) -> None:
-    cached_weights(torch_home, "squeezenet1_1", "IMAGENET1K_V1", squeezenet().state_dict())
+    network = torchvision.models.efficientnet_b0(weights=None)
+    cached_weights(torch_home, "efficientnet_b0", "IMAGENET1K_V1", network.state_dict())
     spec = thousand(tmp_path)
     plan = resolved(spec).plan
     stored = json.loads(plan.to_json())["spec"]
@@ -140,17 +141,17 @@ def test_weights_by_name_bring_normalisation_and_how_images_are_evaluated(torch_
     assert {key: stored["dataset"][key] for key in ("resize", "crop", "interpolation")} == {
         "resize": 256,
         "crop": 224,
-        "interpolation": "bilinear",
+        "interpolation": "bicubic",
     }
     assert plan.image_shape == (3, 224, 224)
     # The same model from a file is the same run.
     path = next((torch_home / "hub/checkpoints").iterdir())
     spec["model"] = {
-        "name": "squeezenet1_1",
+        "name": "efficientnet_b0",
         "checkpoint": str(path),
         "normalization": stored["model"]["normalization"],
     }
-    spec["dataset"] |= {"resize": 256, "crop": 224}
+    spec["dataset"] |= {"resize": 256, "crop": 224, "interpolation": "bicubic"}
     assert resolved(spec).plan.identity() == plan.identity()
     # What the spec says about images is all that is done to them.
     spec = thousand(tmp_path)

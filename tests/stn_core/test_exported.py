@@ -121,6 +121,13 @@ def test_a_program_may_be_read_again_and_moved(saved: bytes) -> None:
     assert next(first.parameters()).device.type == "cpu"
 
 
+def test_a_program_follows_its_images_to_another_device() -> None:
+    # Sizes alone, but mixing devices is refused there as on a GPU.
+    program = read_program(export(Numbers().eval(), torch.rand(2, 3, 4, 4)), "w.pt2").to("meta")
+    logits = program(torch.rand(3, 3, 4, 4, device="meta"))
+    assert (logits.shape, logits.device.type) == ((3, 16), "meta")
+
+
 def test_weights_and_graph_are_its_identity(saved: bytes) -> None:
     class Doubled(nn.Module):
         def __init__(self) -> None:
