@@ -8,6 +8,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,12 +18,12 @@ import workers
 from orchestrator.errors import SpecError
 from orchestrator.plan import Plan
 from orchestrator.spec import Spec
-from stn_core.models import Normalized, weights_sha256
+from stn_core.models import EXPORTED, UNCHANGED, Normalized, declared, disagreement, weights_sha256
 from stn_core.naming import one_line
-from workers.counting import load_model
+from workers.counting import completed, load_model
 from workers.files import absolute, exists
 from workers.images import DatasetError, ImageSet, Index, UnreadableImage, open_dataset, selected
-from workers.settings import PLACES
+from workers.settings import PLACES, Encoded, ImageNet, Model, Normalization
 from workers.store import StoreError
 
 _PACKAGES = ("ray", "torch", "torchvision", "numpy", "scipy", "pyarrow", "pillow")
@@ -58,14 +59,16 @@ def resolve(spec: Spec, known: Index | None = None) -> Resolved:
     spec = _with_absolute_paths(spec)
     _check_checkpoint(spec)
     try:
+        spec = _with_declared(spec)
         images = open_dataset(spec.dataset, spec.store.options, known)
         indices = selected(spec.dataset, len(images))
         num_classes = spec.model.num_classes or images.num_classes
         model = load_model(spec.model, num_classes, spec.store.options)
     except (DatasetError, ValueError) as error:
         raise SpecError(str(error)) from error
+    spec = _with_normalization(spec, model)
     sample, shape = _usual_shape(images, indices)
-    _check_model(spec.model.name, model, shape, num_classes)
+    _check_model(spec.model, model, shape, num_classes, images.classes)
     draws = spec.sampling.draws + spec.sampling.selection_draws
     size = spec.resources.shard_size
     plan = Plan(
@@ -112,10 +115,35 @@ def _with_absolute_paths(spec: Spec) -> Spec:
     return Spec.model_validate(values)
 
 
+def _with_declared(spec: Spec) -> Spec:
+    """With what torchvision declares of the weights a spec names, as far as the spec leaves it open: normalisation, and
+    how images are evaluated. ImageNet's are by the usual 256 and 224 otherwise. Raises ValueError."""
+    model, dataset = completed(spec.model), spec.dataset
+    if isinstance(dataset, Encoded) and dataset.resize is None and dataset.crop is None:
+        evaluation: dict[str, Any] = {}
+        if model.weights is not None:
+            facts = declared(model.name, model.weights)
+            interpolation = dataset.interpolation or facts.interpolation
+            evaluation = {"resize": facts.resize, "crop": facts.crop, "interpolation": interpolation}
+        elif isinstance(dataset, ImageNet):
+            evaluation = {"resize": 256, "crop": 224}
+        dataset = dataset.model_copy(update=evaluation)
+    return spec.model_copy(update={"model": model, "dataset": dataset})
+
+
+def _with_normalization(spec: Spec, model: Normalized) -> Spec:
+    """With the normalisation that the model's checkpoint is known to have been saved with."""
+    mean, std = model.constants
+    if spec.model.normalization is not None or model.constants == UNCHANGED:
+        return spec
+    normalization = Normalization(mean=mean, std=std)
+    return spec.model_copy(update={"model": spec.model.model_copy(update={"normalization": normalization})})
+
+
 def _check_checkpoint(spec: Spec) -> None:
     """A named network without weights would vote at random; an imported one may bring its own."""
     checkpoint = spec.model.checkpoint
-    if checkpoint is None and ":" not in spec.model.name:
+    if checkpoint is None and spec.model.weights is None and ":" not in spec.model.name and spec.model.name != EXPORTED:
         raise SpecError(f"model.checkpoint is missing: the weights of {spec.model.name!r} would be random")
     if checkpoint is not None and not exists(checkpoint, spec.store.options):
         hint = "run `stn train` first, or name another file" if spec.training else "name another file"
@@ -140,17 +168,28 @@ def _usual_shape(images: ImageSet, indices: Sequence[int]) -> tuple[int, tuple[i
     return shapes[shape][0], shape
 
 
-def _check_model(name: str, model: Normalized, shape: tuple[int, int, int], num_classes: int) -> None:
+def _check_model(
+    section: Model,
+    model: Normalized,
+    shape: tuple[int, int, int],
+    num_classes: int,
+    names: tuple[str, ...] | None,
+) -> None:
     try:
         with torch.inference_mode():
             logits = model.eval()(torch.zeros((2, *shape)))
     except Exception as error:  # the user's network may raise anything
         raise SpecError(
-            f"model.name {name!r} (with model.normalization) cannot take images of shape {shape}: {one_line(error)}"
+            f"model.name {section.name!r} (with model.normalization) cannot take images of shape {shape}: "
+            f"{one_line(error)}"
         ) from error
     if not isinstance(logits, torch.Tensor):
-        raise SpecError(f"model.name {name!r} must return a tensor of logits, got {type(logits).__name__}")
+        raise SpecError(f"model.name {section.name!r} must return a tensor of logits, got {type(logits).__name__}")
     found = tuple(logits.shape)
+    classes = None if section.weights is None else declared(section.name, section.weights).classes
+    reason = disagreement(names, found[-1] if len(found) == 2 else 0, classes)
+    if reason:
+        raise SpecError(f"model and dataset disagree about classes: {reason}")
     if found != (2, num_classes):
         raise SpecError(
             f"model.name gives outputs of shape {found[1:]} per image, the data set has {num_classes} classes: "

@@ -158,7 +158,7 @@ def prepare(spec: Spec, only: NDArray[np.int64] | None = None) -> Ready:
     checkpoint = _absolute("model.checkpoint", checkpoint)
     job, fingerprint = _job(spec, training, only)
     settings = {
-        "model": spec.model.model_dump(mode="json", exclude={"checkpoint"}),
+        "model": spec.model.model_dump(mode="json", exclude={"checkpoint", "weights"}),
         "training": decisive(training),
         **(_noise(job.noise) if training.method in NEEDS["sigma"] else {}),
         "gamma": training.weight,
@@ -193,9 +193,10 @@ def _noise(noise: Noise) -> dict[str, Any]:
 
 def decisive(training: Training) -> dict[str, Any]:
     """What decides the weights: neither paths nor workers do, nor what is measured meanwhile."""
+    elsewhere = {*PLACES, "interpolation"}  # the data set's fingerprint tells of it
     settings = training.model_dump(
         mode="json",
-        exclude={**dict.fromkeys(_INDECISIVE, True), "dataset": PLACES},
+        exclude={**dict.fromkeys(_INDECISIVE, True), "dataset": elsewhere},
     )
     if settings["dataset"]["indices"] is None:
         del settings["dataset"]["indices"]

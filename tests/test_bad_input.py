@@ -23,6 +23,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from orchestrator.cli import main
+from stn_core.models import build_network
 from tests import troubles
 from tests.networks import tiny, tiny_rgb
 from tests.object_store import SECRET_KEY
@@ -45,6 +46,7 @@ from tests.troubles import (
     parquet,
     permissions,
     plan_says,
+    program,
     refused,
     rows_say,
     saved,
@@ -108,6 +110,8 @@ RGB = "--set model.name=tests.networks:tiny_rgb"
 PARQUET = f"plan job.yaml {RGB} --set 'dataset={{kind: parquet, path: x.parquet}}'"
 FOLDER = f"plan job.yaml {RGB} --set 'dataset={{kind: image_folder, path: images}}'"
 WEIGHTS = "plan job.yaml --set model.checkpoint=w.pt"
+EXPORTED = "plan job.yaml --set model.name=exported --set model.checkpoint=w.pt2"
+TORCHVISION = "plan job.yaml --set model.name=squeezenet1_1 --set model.weights"
 TRAIN = "train job.yaml --set 'training={dataset: {kind: mnist, path: mnist}}' --set model.checkpoint"
 SWEEP = f"sweep {TRAIN.removeprefix('train ')}=w.pt --sigma 0.1"
 VOTES = f"run/{layout.counts(1)}"
@@ -268,6 +272,84 @@ NETWORKS = [
         "cannot read closed/w.pt: Permission denied",
         saved("closed/w.pt", lambda: tiny().state_dict()),
         permissions("closed", 0o000),
+    ),
+    Bad(
+        "a checkpoint of another arch",
+        f"{WEIGHTS} --set model.name=cifar_resnet20",
+        "w.pt holds a network of arch 'cifar_resnet110', and model.name is 'cifar_resnet20'",
+        saved("w.pt", lambda: {"arch": "cifar_resnet110", "state_dict": {}}),
+    ),
+    Bad(
+        "a network behind a layer that nobody describes",
+        WEIGHTS,
+        "w.pt holds a network that was saved behind a layer without weights: set model.normalization to what that",
+        saved("w.pt", lambda: {f"1.module.{name}": value for name, value in tiny().state_dict().items()}),
+    ),
+    Bad(
+        "a network that classifies no images",
+        f"{WEIGHTS} --set model.name=fasterrcnn_resnet50_fpn",
+        "network 'fasterrcnn_resnet50_fpn' of torchvision.models is no classifier of images",
+        saved("w.pt", dict),
+    ),
+    Bad(
+        "weights from two places",
+        f"{TORCHVISION}=DEFAULT --set model.checkpoint=w.pt",
+        "model: weights are torchvision's and checkpoint is a file of them: remove one",
+    ),
+    Bad(
+        "weights that torchvision has not",
+        f"{TORCHVISION}=IMAGENET1K_V2",
+        "'squeezenet1_1' has no 'IMAGENET1K_V2', did you mean 'IMAGENET1K_V1'?; valid: IMAGENET1K_V1, DEFAULT",
+    ),
+    Bad(
+        "torchvision's weights of a network that is not torchvision's",
+        "plan job.yaml --set model.weights=DEFAULT",
+        "model.weights are those of a torchvision.models classifier, and 'tests.networks:tiny' is none",
+    ),
+    Bad(
+        "torchvision's weights without the internet",
+        f"{TORCHVISION}=DEFAULT",
+        "model.weights: no file torch/hub/checkpoints/squeezenet1_1-b8a52dc0.pth, and it cannot be had from https://",
+        environment(TORCH_HOME="torch", https_proxy="http://127.0.0.1:9"),
+        leaves=frozenset({"torch", "torch/hub", "torch/hub/checkpoints"}),
+    ),
+    Bad(
+        "some of ImageNet's classes",
+        f"{WEIGHTS} --set model.name=squeezenet1_1 --set model.num_classes=1000 "
+        "--set 'dataset={kind: image_folder, path: images}'",
+        "the data set has 2 of ImageNet's 1000 classes and counts them its own way: label 0 is n01514668 there, "
+        "n01440764 to the model; set dataset.class_index: imagenet",
+        both(
+            saved("w.pt", lambda: build_network("squeezenet1_1", 1000).state_dict()),
+            both(
+                has("images/n01514668/1.png", encoded(noise_image(1, size=32))),
+                has("images/n01514859/1.png", encoded(noise_image(2, size=32))),
+            ),
+        ),
+    ),
+    Bad(
+        "a program that is nowhere",
+        "plan job.yaml --set model.name=exported",
+        "model.name exported needs model.checkpoint, a file of torch.export.save",
+    ),
+    Bad("a program that is none", EXPORTED, "w.pt2 is no readable file of torch.export.save (", has("w.pt2", "x")),
+    Bad(
+        "a program for two images at a time",
+        EXPORTED,
+        "w.pt2 takes batches of exactly 2 images: export it for any number, dynamic_shapes=({0: torch.export.Dim(",
+        program("w.pt2", tiny, (2, 1, 28, 28), any_number=False),
+    ),
+    Bad(
+        "a program for other images",
+        EXPORTED,
+        "cannot take images of shape (1, 28, 28): the program was exported for images of 3 x 28 x 28",
+        program("w.pt2", tiny_rgb, (2, 3, 28, 28)),
+    ),
+    Bad(
+        "a program as another network's weights",
+        "plan job.yaml --set model.checkpoint=w.pt2",
+        "w.pt2 is a program of torch.export by its name: set model.name to exported",
+        program("w.pt2", tiny, (2, 1, 28, 28)),
     ),
     Bad("nothing to train by", "train job.yaml", "job.yaml: training is missing, and `stn train` needs it; see "),
     Bad("training without an end", f"{TRAIN}=null", "model.checkpoint is missing, and `stn train` needs it"),

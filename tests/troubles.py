@@ -8,6 +8,7 @@ import json
 import resource
 import threading
 import uuid
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from torch import nn
 
 from tests.object_store import BUCKET, ObjectStore
 from tests.orchestrator.runs import MadeRun
@@ -169,6 +171,18 @@ def saved(name: str, content: Callable[[], Any]) -> Trouble:
     def spoil(world: World) -> None:
         (world.here / name).parent.mkdir(exist_ok=True)
         torch.save(content(), world.here / name)
+
+    return spoil
+
+
+def program(name: str, network: Callable[[], nn.Module], shape: tuple[int, ...], any_number: bool = True) -> Trouble:
+    """An exported program, for any number of images or for one number of them."""
+
+    def spoil(world: World) -> None:
+        shapes = ({0: torch.export.Dim("batch")},) if any_number else None
+        with warnings.catch_warnings(action="ignore"):  # PyTorch's, of its own code
+            exported = torch.export.export(network().eval(), (torch.rand(shape),), dynamic_shapes=shapes)
+            torch.export.save(exported, world.here / name)
 
     return spoil
 

@@ -13,15 +13,28 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from stn_core.models import Normalized, build_network, load_weights
+from stn_core.models import (
+    EXPORTED,
+    UNCHANGED,
+    Constants,
+    Normalized,
+    build_network,
+    build_pretrained,
+    constants_of,
+    declared,
+    load_weights,
+    read_checkpoint,
+    read_program,
+)
 from stn_core.naming import one_line
 from stn_core.noise import Phase
 from stn_core.votes import Precision, Tally, count_votes
 from workers import counts_table
 from workers.ahead import ahead
 from workers.files import read_file
+from workers.hub import fetched
 from workers.images import ImageSet, Pixels, UnreadableImage
-from workers.settings import Dataset, Model, Noise, Sampling, StoreSettings
+from workers.settings import Dataset, Model, Noise, Normalization, Sampling, StoreSettings
 from workers.store import S3Options, StoreError
 
 
@@ -73,21 +86,66 @@ class CountJob:
         return self.indices[shard * self.shard_size : (shard + 1) * self.shard_size]
 
 
+def completed(model: Model) -> Model:
+    """A model with what torchvision declares of its weights: their own name, and a normalisation where none is given.
+    Raises ValueError."""
+    if model.weights is None:
+        return model
+    facts = declared(model.name, model.weights)
+    normalization = model.normalization or Normalization(mean=facts.mean, std=facts.std)
+    return model.model_copy(update={"weights": facts.name, "normalization": normalization})
+
+
 def load_model(model: Model, num_classes: int, options: S3Options | None = None) -> Normalized:
     """The model a spec names, weights loaded, normalisation inside; ``options`` are for object storage. Raises
     ValueError."""
-    network = build_network(model.name, num_classes)
-    if ":" not in model.name:
+    model = completed(model)
+    constants = UNCHANGED
+    if model.name == EXPORTED:
+        network = _exported(model.checkpoint, options)
+    elif model.weights is not None:
+        path = fetched(declared(model.name, model.weights).url)
+        network = build_pretrained(model.name, model.weights, path)
+    else:
+        network, constants = _built(model, num_classes, options)
+    if ":" not in model.name and model.name != EXPORTED:
         # Faster on every device. The user's own networks keep their layout: one that calls `view` could not bear it.
         network = network.to(memory_format=torch.channels_last)
-    if model.checkpoint is not None:
-        load_weights(network, _checkpoint(model.checkpoint, options), str(model.checkpoint))
-    if model.normalization is None:
-        return Normalized(network)
-    return Normalized(network, model.normalization.mean, model.normalization.std)
+    if model.normalization is not None:
+        constants = model.normalization.mean, model.normalization.std
+    return Normalized(network, *constants)
 
 
-def _checkpoint(place: Path | str, options: S3Options | None) -> bytes:
+def _exported(checkpoint: Path | str | None, options: S3Options | None) -> nn.Module:
+    if checkpoint is None:
+        raise ValueError(f"model.name {EXPORTED} needs model.checkpoint, a file of torch.export.save")
+    return read_program(_read(checkpoint, options), str(checkpoint))
+
+
+def _built(model: Model, num_classes: int, options: S3Options | None) -> tuple[nn.Module, Constants]:
+    """A network by name with the weights of its checkpoint, if any, and the normalisation that it was saved behind."""
+    network = build_network(model.name, num_classes)
+    if model.checkpoint is None:
+        return network, UNCHANGED
+    source = str(model.checkpoint)
+    if source.endswith(".pt2"):
+        raise ValueError(f"{source} is a program of torch.export by its name: set model.name to {EXPORTED}")
+    saved = read_checkpoint(_read(model.checkpoint, options), source)
+    if saved.arch is not None and ":" not in model.name and saved.arch != model.name:
+        raise ValueError(f"{source} holds a network of arch {saved.arch!r}, and model.name is {model.name!r}")
+    behind_a_layer = load_weights(network, saved)
+    if not behind_a_layer or model.normalization is not None:
+        return network, UNCHANGED
+    constants = constants_of(saved.arch)
+    if constants is None:
+        raise ValueError(
+            f"{source} holds a network that was saved behind a layer without weights: "
+            "set model.normalization to what that layer does"
+        )
+    return network, constants
+
+
+def _read(place: Path | str, options: S3Options | None) -> bytes:
     try:
         return read_file(place, options)
     except FileNotFoundError:

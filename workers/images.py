@@ -201,8 +201,8 @@ class Reader(Protocol):
 class Decoder:
     """Encoded images as pixels."""
 
-    def __init__(self, reader: Reader, resize: int | None, crop: int | None) -> None:
-        self._reader, self._resize, self._crop = reader, resize, crop
+    def __init__(self, reader: Reader, dataset: EncodedDataset) -> None:
+        self._reader, self._cut = reader, (dataset.resize, dataset.crop, dataset.interpolation)
 
     def decoded(self, entry: Entry) -> Image.Image:
         """The whole image as RGB. Raises UnreadableImage; what may pass is another error."""
@@ -213,17 +213,17 @@ class Decoder:
 
     def pixels(self, entry: Entry) -> Pixels:
         """uint8 (channels, height, width), resized and cropped. Raises as ``decoded`` does."""
-        return _evaluated(self.decoded(entry), self._resize, self._crop)
+        return _evaluated(self.decoded(entry), *self._cut)
 
 
 class EncodedImages(ImageSet):
     """Images that are decoded when they are read."""
 
     def __init__(self, dataset: EncodedDataset, index: Index, reader: Reader) -> None:
-        self.index, self.decoder = index, Decoder(reader, dataset.resize, dataset.crop)
+        self.index, self.decoder = index, Decoder(reader, dataset)
         self.labels, self.num_classes, self.classes = index.labels, index.num_classes, index.classes
-        facts = f"{dataset.resize} {dataset.crop}\n{index.source} {index.digest}"
-        self.fingerprint = hashlib.sha256(facts.encode()).hexdigest()
+        cut = f"{dataset.resize} {dataset.crop} {dataset.interpolation or 'bilinear'}"
+        self.fingerprint = hashlib.sha256(f"{cut}\n{index.source} {index.digest}".encode()).hexdigest()
 
     def key(self, index: int) -> int:
         name = self.index[index].name
@@ -368,12 +368,13 @@ def _decode(encoded: bytes) -> Image.Image:
         raise UnreadableImage(f"cannot be decoded: {one_line(error)}") from error
 
 
-def _evaluated(image: Any, resize: int | None, crop: int | None) -> Pixels:
+def _evaluated(image: Any, resize: int | None, crop: int | None, interpolation: str | None) -> Pixels:
     """The shorter side resized, the centre cropped; as the usual ImageNet evaluation does."""
+    from torchvision.transforms import InterpolationMode
     from torchvision.transforms import functional as transform
 
     if resize is not None:
-        image = transform.resize(image, [resize])
+        image = transform.resize(image, [resize], InterpolationMode(interpolation or "bilinear"))
     if crop is not None:
         image = transform.center_crop(image, [crop, crop])
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))

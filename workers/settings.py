@@ -90,6 +90,9 @@ class Encoded(_Selection):
 
     resize: PositiveInt | None = Field(None, description="shorter side after resizing, pixels")
     crop: PositiveInt | None = Field(None, description="side of the centre crop, pixels")
+    interpolation: Literal["bilinear", "bicubic", "nearest", "nearest-exact", "box", "hamming", "lanczos"] | None = (
+        Field(None, description="of the resizing; default: what model.weights declare with resize, or bilinear")
+    )
     index: Place | None = Field(
         None, description="a file where the data set's index is kept for other runs: made when missing, else trusted"
     )
@@ -184,11 +187,20 @@ class Model(Section):
 
     name: str = Field(
         description="mnist, cifar10 (the paper's), mnist_small, mnist_shallow, cifar10_shallow, cifar_resnet20, "
-        "cifar_resnet110, a torchvision.models name, or package.module:callable"
+        "cifar_resnet110, a torchvision.models name, exported, or package.module:callable"
+    )
+    weights: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="torchvision's, such as IMAGENET1K_V2 or DEFAULT, instead of a checkpoint"
     )
     checkpoint: Place | None = Field(None, description="weights to load; `stn train` writes them here")
     normalization: Normalization | None = None
     num_classes: Annotated[int, Field(ge=2)] | None = Field(None, description="default: the data set's")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Model:
+        if self.weights is not None and self.checkpoint is not None:
+            raise ValueError("weights are torchvision's and checkpoint is a file of them: remove one")
+        return self
 
 
 _Scale = Annotated[FiniteFloat, Field(gt=0)]

@@ -18,6 +18,7 @@ from orchestrator.runs import check_no_import, counted_shards, read_plan
 from orchestrator.spec import Spec
 from orchestrator.upkeep import machine
 from orchestrator.upkeep.machine import Machine, describe
+from stn_core.models import EXPORTED
 from stn_core.naming import one_line
 from workers import layout
 from workers.counting import load_model
@@ -165,7 +166,8 @@ def _examine_inputs(spec: Spec) -> Generator[Finding, None, Plan | None]:
         return None
     plan = resolved.plan
     yield _judge_images(resolved.images, spec)
-    source = spec.model.checkpoint or "the network's own"
+    own = spec.model.weights and f"torchvision's {plan.spec.model.weights}"
+    source = spec.model.checkpoint or own or "the network's own"
     yield Finding(f"weights: {source}, sha-256 {plan.model_sha256[:16]}…")
     shape = " x ".join(map(str, plan.image_shape))
     yield Finding(f"model: {spec.model.name} takes images of {shape} and tells {plan.num_classes} classes apart")
@@ -205,11 +207,15 @@ def _examine_weights(spec: Spec, cause: str) -> Iterator[Finding]:
     model, options = spec.model, spec.store.options
     try:
         place = None if model.checkpoint is None else absolute(model.checkpoint)
+        if model.weights is not None:
+            load_model(model, model.num_classes or 0)
+            yield Finding(f"weights: torchvision's {model.weights} of {model.name} can be read")
+            return
         if place is None and ":" in model.name:
             return
         if place is None or not exists(place, options):
             yield Finding("weights", cause)
-        elif model.num_classes is None and ":" not in model.name:
+        elif model.num_classes is None and ":" not in model.name and model.name != EXPORTED:
             read_file(place, options)
             yield Finding(f"weights: {place} can be read")
         else:

@@ -1,22 +1,21 @@
-"""Building a network by name, and loading its weights without ever unpickling code."""
+"""Building a network by name."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib
-import io
-import pickle
-import re
-import warnings
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torchvision
 from torch import nn
 
 from stn_core.models import paper, resnet, small
+from stn_core.models.pretrained import classifiers
 from stn_core.naming import did_you_mean, one_line
+
+#: The name of networks that are whole in their checkpoint: ``stn_core.models.exported``.
+EXPORTED = "exported"
 
 _OWN: dict[str, Callable[[int], nn.Module]] = {
     "mnist": paper.mnist,
@@ -33,7 +32,7 @@ def build_network(name: str, num_classes: int) -> nn.Module:
     """An untrained network.
 
     Args:
-        name: one of this project's (``paper``, ``small``, ``resnet``), a ``torchvision.models`` name, or
+        name: one of this project's (``paper``, ``small``, ``resnet``), a ``torchvision.models`` classifier's name, or
             "package.module:callable", called without arguments.
         num_classes: outputs of a named network; an imported one decides for itself.
 
@@ -44,76 +43,30 @@ def build_network(name: str, num_classes: int) -> nn.Module:
         return _import_network(name)
     if name in _OWN:
         return _OWN[name](num_classes)
-    known = torchvision.models.list_models()
+    known = classifiers()
     if name in known:
-        network: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
+        # Those of 2014 and 2015 ask to be told how they begin.
+        begin = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+        network: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **begin)
         return network
+    if name in torchvision.models.list_models():
+        raise ValueError(f"network {name!r} of torchvision.models is no classifier of images, in floating point")
     raise ValueError(
-        f"no network {name!r}{did_you_mean(name, [*_OWN, *known])}; valid: {', '.join(_OWN)}, "
-        "a torchvision.models name, or package.module:callable"
+        f"no network {name!r}{did_you_mean(name, [*_OWN, EXPORTED, *known])}; valid: {', '.join(_OWN)}, "
+        f"a torchvision.models name, {EXPORTED}, or package.module:callable"
     )
 
 
-def load_weights(network: nn.Module, content: bytes, source: str) -> None:
-    """Load a checkpoint into ``network``: a state dict, or a dict holding one under "state_dict".
-
-    Args:
-        network: to load into.
-        content: the checkpoint file's; in the safetensors format if ``source`` ends so, else PyTorch's.
-        source: where the file came from.
-
-    Raises:
-        ValueError: the file is no checkpoint of plain tensors, or belongs to another network.
-    """
-    saved = _tensors(content, source)
-    state = saved.get("state_dict", saved) if isinstance(saved, dict) else saved
-    if not isinstance(state, dict) or not all(
-        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
-    ):
-        raise ValueError(
-            f"{source} holds no state dict: save network.state_dict(), or a dict with it under 'state_dict'"
-        )
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(f"{source} holds the weights of another network: {_mismatch(network, state)}") from error
-
-
 def weights_sha256(network: nn.Module) -> str:
-    """Digest of names, types, shapes and values of all parameters and buffers."""
+    """Digest of names, types, shapes and values of all parameters and buffers, and of an exported program's graph."""
     digest = hashlib.sha256()
+    if getattr(network, "transform_input", False):
+        digest.update(b"transform_input\n")  # torchvision's: the same weights, another normalisation inside
     for name, tensor in sorted(network.state_dict().items()):
         value = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.flatten().view(torch.uint8).numpy().tobytes() if value.numel() else b"")
     return digest.hexdigest()
-
-
-def _tensors(content: bytes, source: str) -> Any:
-    """What a checkpoint file holds. Neither reader runs code that may be in one."""
-    if source.endswith(".safetensors"):
-        try:
-            import safetensors.torch
-        except ImportError:
-            raise ValueError(f"{source} needs the package safetensors: pip install safetensors") from None
-    try:
-        if source.endswith(".safetensors"):
-            return safetensors.torch.load(content)
-        with warnings.catch_warnings(action="ignore"):  # about how the file was pickled
-            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # the readers let any exception of a damaged file through
-        raise ValueError(f"{source} is no readable checkpoint of plain tensors ({_reason(content, error)})") from error
-
-
-def _reason(content: bytes, error: Exception) -> str:
-    """Why a checkpoint is refused. PyTorch's own words for what is no tensor advise to run it."""
-    if not content:
-        return "it is empty"
-    if isinstance(error, pickle.UnpicklingError):
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        what = named[1] if named else "something else"
-        return f"it holds {what}, and nothing in a checkpoint is ever run: save network.state_dict()"
-    return one_line(error)
 
 
 def _import_network(path: str) -> nn.Module:
@@ -128,14 +81,3 @@ def _import_network(path: str) -> nn.Module:
     if not isinstance(network, nn.Module):
         raise ValueError(f"{path!r} must return a torch.nn.Module, got {type(network).__name__}")
     return network
-
-
-def _mismatch(network: nn.Module, state: dict[str, torch.Tensor]) -> str:
-    own = network.state_dict()
-    for name in own:
-        if name not in state:
-            return f"it has no {name!r}"
-        if own[name].shape != state[name].shape:
-            return f"its {name!r} is {tuple(state[name].shape)}, the network's {tuple(own[name].shape)}"
-    extra = next((name for name in state if name not in own), None)
-    return "its tensors cannot be copied" if extra is None else f"the network has no {extra!r}"

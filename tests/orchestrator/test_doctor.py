@@ -295,6 +295,8 @@ FAULTS: list[tuple[list[str], list[str]]] = [
     (["model.name=tests.networks:tyni", "model.checkpoint=null"], ["model: .*tests.networks:tyni"]),
     (["dataset.path=nowhere", "model.checkpoint=nowhere.pt"], ["data set: .*nowhere", "weights: .*nowhere.pt"]),
     (["dataset.path=nowhere", "model.checkpoint=job.yaml"], ["data set: .*nowhere", "weights: .*job.yaml"]),
+    (["model.checkpoint=null", "model.weights=DEFAULT"], ["weights: model.weights are those of a torchvision"]),
+    (["model.name=exported", "model.checkpoint=other.pt"], ["weights: .*other.pt is no readable file of torch.export"]),
     (["store.run=job.yaml"], ["store: cannot write under .*job.yaml"]),
     (["store.run=model.pt/below"], ["store: cannot write under .*model.pt/below"]),
     (["resources.gpus_per_actor=9"], ["resources.gpus_per_actor: asks for 9 GPUs"]),

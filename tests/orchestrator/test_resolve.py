@@ -1,19 +1,23 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torchvision
 
 from orchestrator.errors import SpecError
 from orchestrator.resolve import Resolved, code_sha256, resolve, versions
 from orchestrator.spec import validate
-from stn_core.models import build_network, weights_sha256
+from stn_core.models import build_network, declared, weights_sha256
 from tests.networks import tiny
 from tests.orchestrator.runs import MadeRun, digits_spec, mnist_spec, parquet_spec
-from tests.workers.samples import encoded, noise_image, write_folder, write_parquet
+from tests.workers.samples import cached_weights, encoded, noise_image, write_folder, write_parquet
+from workers.settings import Normalization
 
 
 def resolved(spec: dict[str, Any]) -> Resolved:
@@ -108,6 +112,99 @@ def test_a_model_may_have_more_classes_than_the_data_set(tmp_path: Path) -> None
     spec = parquet_spec(path)
     spec["model"]["num_classes"] = 10
     assert resolved(spec).plan.num_classes == 10
+
+
+# --- What follows from the weights ---------------------------------------------------------------------------------
+
+
+def squeezenet() -> torch.nn.Module:
+    torch.manual_seed(2)
+    return torchvision.models.squeezenet1_1(weights=None)
+
+
+def thousand(path: Path) -> dict[str, Any]:
+    """A spec of two images, labels of which tell that there are 1000 classes."""
+    contents = [encoded(noise_image(seed, size=40)) for seed in range(2)]
+    spec = parquet_spec(images(path, contents, [0, 999]))
+    spec["model"] = {"name": "efficientnet_b0", "weights": "DEFAULT"}
+    return spec
+
+
+def test_weights_by_name_bring_normalisation_and_how_images_are_evaluated(torch_home: Path, tmp_path: Path) -> None:
+    network = torchvision.models.efficientnet_b0(weights=None)
+    cached_weights(torch_home, "efficientnet_b0", "IMAGENET1K_V1", network.state_dict())
+    spec = thousand(tmp_path)
+    plan = resolved(spec).plan
+    stored = json.loads(plan.to_json())["spec"]
+    assert stored["model"]["weights"] == "IMAGENET1K_V1"
+    assert stored["model"]["normalization"] == {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    assert {key: stored["dataset"][key] for key in ("resize", "crop", "interpolation")} == {
+        "resize": 256,
+        "crop": 224,
+        "interpolation": "bicubic",
+    }
+    assert plan.image_shape == (3, 224, 224)
+    # The same model from a file is the same run.
+    path = next((torch_home / "hub/checkpoints").iterdir())
+    spec["model"] = {
+        "name": "efficientnet_b0",
+        "checkpoint": str(path),
+        "normalization": stored["model"]["normalization"],
+    }
+    spec["dataset"] |= {"resize": 256, "crop": 224, "interpolation": "bicubic"}
+    assert resolved(spec).plan.identity() == plan.identity()
+    # What the spec says about images is all that is done to them.
+    spec = thousand(tmp_path)
+    spec["dataset"]["crop"] = 40
+    assert resolved(spec).plan.image_shape == (3, 40, 40)
+
+
+def test_networks_differ_in_how_their_images_are_resized() -> None:
+    facts = declared("efficientnet_b1", "IMAGENET1K_V1")
+    assert (facts.resize, facts.crop, facts.interpolation) == (256, 240, "bicubic")
+    facts = declared("efficientnet_b1", "DEFAULT")
+    assert (facts.name, facts.resize, facts.crop, facts.interpolation) == ("IMAGENET1K_V2", 255, 240, "bilinear")
+
+
+def test_a_folder_of_some_of_imagenets_classes_is_refused_before_it_is_miscounted(
+    torch_home: Path, tmp_path: Path
+) -> None:
+    cached_weights(torch_home, "squeezenet1_1", "IMAGENET1K_V1", squeezenet().state_dict())
+    for name, says in (
+        ("n01443537", "model and dataset disagree about classes: the data set has 2 of ImageNet's 1000 classes"),
+        ("other", "label 0 is 'a' in the data set, 'tench' to the model"),
+    ):
+        files = {f"{folder}/1.png": GOOD[0] for folder in (name, "n01514668" if name[0] == "n" else "a")}
+        folder = {"kind": "image_folder", "path": str(write_folder(tmp_path / name, files)), "crop": 40}
+        for model in ({}, {"num_classes": 1000}):
+            spec = digits_spec(dataset=folder, model={"name": "squeezenet1_1", "weights": "DEFAULT", **model})
+            assert says in refusal(spec)
+
+
+def test_the_normalisation_of_a_known_checkpoint_is_the_plans(tmp_path: Path) -> None:
+    state = {f"1.{name}": value for name, value in build_network("cifar_resnet20", 10).state_dict().items()}
+    torch.save({"arch": "cifar_resnet20", "state_dict": state}, tmp_path / "w.pt")
+    spec = parquet_spec(images(tmp_path, GOOD), model={"name": "cifar_resnet20", "checkpoint": str(tmp_path / "w.pt")})
+    plan = resolved(spec).plan
+    assert plan.spec.model.normalization == Normalization(mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010))
+    spec["model"]["normalization"] = plan.spec.model.normalization.model_dump()
+    assert resolved(spec).plan == plan
+
+
+def test_an_exported_program_is_planned_as_the_network_it_was(digits: dict[str, Any], tmp_path: Path) -> None:
+    with warnings.catch_warnings(action="ignore"):
+        any_number = ({0: torch.export.Dim("batch")},)
+        program = torch.export.export(tiny().eval(), (torch.rand(2, 1, 28, 28),), dynamic_shapes=any_number)
+        torch.export.save(program, tmp_path / "w.pt2")
+    digits["model"] = {"name": "exported", "checkpoint": str(tmp_path / "w.pt2")}
+    found = resolved(digits)
+    pixels = torch.from_numpy(found.images.read(found.sample)).float()[None] / 255
+    torch.testing.assert_close(found.model(pixels), tiny()(pixels))
+    assert found.plan.model_sha256 != weights_sha256(tiny())
+    spec = digits_spec(dataset={"kind": "parquet", "path": str(images(tmp_path, GOOD))}, model=digits["model"])
+    assert "cannot take images of shape (3, 28, 28): the program was exported for images of 1 x 28 x 28" in refusal(
+        spec
+    )
 
 
 # --- What does not -------------------------------------------------------------------------------------------------

@@ -6,10 +6,13 @@ import io
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
+import torchvision
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -37,6 +40,15 @@ def write_folder(root: Path, files: Mapping[str, bytes]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     return root
+
+
+def cached_weights(home: Path, network: str, weights: str, state: Any) -> Path:
+    """Weights where torch.hub keeps what it downloaded, if ``home`` is $TORCH_HOME."""
+    url = torchvision.models.get_model_weights(network)[weights].url
+    path = home / "hub/checkpoints" / url.rpartition("/")[2]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(state, path)
+    return path
 
 
 def write_parquet(

@@ -373,9 +373,8 @@ def refusal(path: Path) -> str:
         (nn.Sequential(nn.Linear(2, 2)), "'0.weight' is"),
         (nn.Sequential(*tiny(), nn.Linear(10, 10)), "has no '4.weight'"),
         (nn.Sequential(*list(tiny())[:2]), "has no '3.weight'"),
-        (nn.DataParallel(tiny()), "has no '0.weight'"),
     ],
-    ids=["other channels", "other shape", "more layers", "fewer layers", "wrapped"],
+    ids=["other channels", "other shape", "more layers", "fewer layers"],
 )
 def test_the_weights_of_another_network_are_refused_by_name(tmp_path: Path, network: nn.Module, reason: str) -> None:
     torch.save(network.state_dict(), tmp_path / "model.pt")

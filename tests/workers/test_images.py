@@ -354,6 +354,20 @@ def test_a_folders_fingerprint_changes_with_its_files_and_with_resize_and_crop(t
     assert fingerprint("copy", files) == seen[0]
 
 
+@pytest.mark.parametrize("kind", ["bicubic", "nearest", "lanczos"])
+def test_interpolation_is_used_and_belongs_to_the_fingerprint(tmp_path: Path, kind: str) -> None:
+    from PIL import Image
+
+    names = {"bicubic": Image.Resampling.BICUBIC, "nearest": Image.Resampling.NEAREST}
+    files = small("a/1.png", "b/1.png")
+    usual, other = (folder(tmp_path, files, resize=4, interpolation=one) for one in ("bilinear", kind))
+    image = Image.open(tmp_path / "a/1.png").convert("RGB")
+    expected = image.resize((4, 4), names.get(kind, Image.Resampling.LANCZOS))
+    assert np.array_equal(other.read(0), np.asarray(expected).transpose(2, 0, 1))
+    assert usual.fingerprint == folder(tmp_path, files, resize=4).fingerprint != other.fingerprint
+    assert other.classes == ("a", "b")
+
+
 def test_a_folders_fingerprint_changes_when_an_empty_class_shifts_the_labels(tmp_path: Path) -> None:
     before = folder(tmp_path, small("b/1.png", "c/1.png"))
     (tmp_path / "a").mkdir()
