@@ -1,4 +1,4 @@
-"""cluster.yaml and deploy/, checked without a network and beyond what Ray checks itself. Run it after your own changes."""
+"""cluster.yaml and deploy/, checked without a network, beyond what Ray checks itself. Run it after your own changes."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Machines made of Linux namespaces: each with its own network, processes, home and sshd, all with this file system.
 
-A machine is its sshd, the first process of a process namespace: when that is killed, the kernel ends all that runs there
+A machine is its sshd, the first process of a process namespace: when that dies, the kernel ends all that runs there
 and takes the machine's interfaces and mounts away. The network between machines is a namespace that ends likewise, with
 its bridge and the one interface on this machine. So nothing outlives this process, even when it is killed.
 """

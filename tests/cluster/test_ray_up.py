@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ import pytest
 import yaml
 
 from tests.cluster import hosts
-from tests.cluster.stn import ROOT, wait_for
+from tests.cluster.stn import ROOT, end, wait_for
 from tests.object_store import BUCKET, ObjectStore, seaweedfs
 from tests.workers.samples import encoded, noise_image
 from workers import layout
@@ -82,19 +83,21 @@ class User:
             one.bind(("127.0.0.1", 0))
             port = one.getsockname()[1]
         command = [sys.executable, "-m", "ray.scripts.scripts", "dashboard", f"--port={port}", str(self.cluster)]
-        with subprocess.Popen(
+        forwarding = subprocess.Popen(
             command,
             cwd=self.checkout,
             env=dict(self.environment),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-        ) as forwarding:
-            try:
-                wait_for(lambda: hosts.answers("127.0.0.1", port), "forwarded port", 30)
-                yield f"http://127.0.0.1:{port}"
-            finally:
-                forwarding.terminate()
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            wait_for(lambda: hosts.answers("127.0.0.1", port), "forwarded port", 30)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            end(forwarding)
 
     def submit(self, spec: Path, run: str, *options: str) -> str:
         """Submit the job to the cluster."""
@@ -118,7 +121,7 @@ def store(network: hosts.Network, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 @pytest.fixture(scope="module")
-def user(network: hosts.Network, store: ObjectStore, tmp_path_factory: pytest.TempPathFactory) -> User:
+def user(network: hosts.Network, store: ObjectStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[User]:
     home = tmp_path_factory.mktemp("user")
     checkout = home / "checkout"
     kept = shutil.ignore_patterns(".git", ".venv", "runs", "build", ".*_cache", "__pycache__")
@@ -142,18 +145,17 @@ def user(network: hosts.Network, store: ObjectStore, tmp_path_factory: pytest.Te
     cluster = home / "cluster.yaml"
     cluster.write_text(yaml.safe_dump(config))
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    return User(
-        checkout,
-        cluster,
-        {
-            **inherited,
-            **store.environment,
-            "HOME": str(home),
-            "TMPDIR": str(home),
-            "PYTHONPATH": ":".join([str(checkout), *others]),
-            "RAY_AUTH_MODE": "token",
-        },
-    )
+    own = {
+        "HOME": str(home),
+        "TMPDIR": str(home),
+        "PYTHONPATH": ":".join([str(checkout), *others]),
+        "RAY_AUTH_MODE": "token",
+    }
+    yield User(checkout, cluster, {**inherited, **store.environment, **own})
+    # Ray's SSH keeps its sockets here, whatever TMPDIR says, in a folder named after the cluster.
+    named = hashlib.sha256(config["cluster_name"].encode()).hexdigest()[:10]
+    for folder in Path("/tmp").glob(f"ray_ssh_*/{named}"):
+        shutil.rmtree(folder)
 
 
 def write_spec(folder: Path, bucket: str) -> Path:
