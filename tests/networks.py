@@ -19,7 +19,7 @@ def tiny() -> nn.Module:
 
 def slow() -> nn.Module:
     """``tiny``, with a tenth of a second for every forward pass: long enough to be killed in the middle."""
-    return nn.Sequential(Pause(0.1), *tiny())
+    return nn.Sequential(_Pause(0.1), *tiny())
 
 
 def stuck_once() -> nn.Module:
@@ -32,9 +32,7 @@ def nan() -> nn.Module:
     return _NanWhereNegative(tiny())
 
 
-class Pause(nn.Module):
-    """Takes that long for every forward pass."""
-
+class _Pause(nn.Module):
     def __init__(self, seconds: float) -> None:
         super().__init__()
         self._seconds = seconds

@@ -89,6 +89,14 @@ def test_a_cluster_is_what_ray_and_its_provider_take(name: str, run_instances: b
     assert findings(read(name), run_instances) == []
 
 
+def needed_to_install() -> set[str]:
+    """What of the checkout an installation takes."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packages = {package.partition(".")[0] for package in project["tool"]["setuptools"]["packages"]}
+    described = {project["project"]["readme"], *project["project"]["license-files"]}
+    return {"pyproject.toml", "constraints.txt", *described, *packages}
+
+
 def typo(*path: str, into: Any) -> Callable[[Document], None]:
     """Set what is at ``path``."""
 
@@ -131,12 +139,12 @@ def test_a_typo_is_found(
 @pytest.mark.parametrize("name", CLUSTERS)
 def test_what_is_up_is_this_checkout(name: str) -> None:
     config = read(name)
-    assert config["file_mounts"]["~/stn"] == "."
-    assert config["setup_commands"][-1].endswith(
-        "pip install --quiet --constraint constraints.txt --editable '.[cluster]'"
-    )
+    mounted = {path: source for path, source in config["file_mounts"].items() if path.startswith("~/stn/")}
+    assert all(path == f"~/stn/{source}" and (ROOT / source).exists() for path, source in mounted.items())
+    assert needed_to_install() <= set(mounted.values())
+    assert config["setup_commands"][-1].endswith(" --constraint constraints.txt --editable '.[cluster]'")
     for commands in (config["head_start_ray_commands"], config["worker_start_ray_commands"]):
-        assert all(command.startswith("source ~/stn/.venv/bin/activate && ") for command in commands)
+        assert all(command.startswith("source ~/stn-env/bin/activate && ") for command in commands)
         assert "RAY_AUTH_MODE=token" in commands[-1]
 
 
@@ -194,5 +202,4 @@ def test_the_image_holds_the_project() -> None:
     copied = re.findall(r"^COPY (.+) \S+$", (ROOT / "deploy" / "Dockerfile").read_text(), re.MULTILINE)
     sources = {source for line in copied for source in line.split()}
     assert all((ROOT / source).exists() for source in sources)
-    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    assert {package.partition(".")[0] for package in packages} <= sources
+    assert needed_to_install() <= sources

@@ -107,7 +107,11 @@ class Network:
         self._cables = itertools.count()
         self._write_files()
         self._bridge = _in_namespaces("--net", "--fork", "--kill-child", "sleep", "infinity")
-        self._join_here()
+        try:
+            self._join_here()
+        except BaseException:
+            _end(self._bridge)
+            raise
 
     @property
     def key(self) -> Path:
@@ -229,16 +233,23 @@ def _in_namespaces(*command: str, log: int = subprocess.DEVNULL) -> subprocess.P
     )
 
 
+def _children(process: subprocess.Popen[bytes]) -> list[int]:
+    try:
+        return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    except OSError:  # it ended
+        return []
+
+
 def _first_child(process: subprocess.Popen[bytes]) -> int:
     """The process that ``unshare --fork`` started in its namespaces."""
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    wait_for(lambda: bool(children.read_text().split()), "process in new namespaces", 10)
-    return int(children.read_text().split()[0])
+    wait_for(lambda: bool(_children(process)), "process in new namespaces", 10)
+    return _children(process)[0]
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Kill namespaces' first process, and with it all others there; wait until they are gone."""
-    os.kill(_first_child(process), signal.SIGKILL)
+    for child in _children(process) or [process.pid]:
+        os.kill(child, signal.SIGKILL)
     process.wait()
 
 

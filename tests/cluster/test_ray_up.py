@@ -27,19 +27,27 @@ from workers import layout
 from workers.s3 import S3Store
 from workers.store import S3Options
 
-pytestmark = [pytest.mark.hosts, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.hosts, pytest.mark.timeout(900)]
 
 _SHARDS, _SHARD_SIZE = 24, 2
 
 #: A module that is in the user's checkout and nowhere else; slow enough on the machines for a job to have a middle.
 _NETWORK = """\
 import os
+import time
+import torch
 from torch import nn
-from tests.networks import Pause, tiny_rgb
+
+
+class Pause(nn.Module):
+    def forward(self, images):
+        time.sleep(float(os.environ.get("PAUSE_S", 0)))
+        return images
 
 
 def make():
-    return nn.Sequential(Pause(float(os.environ.get("PAUSE_S", 0))), *tiny_rgb())
+    torch.manual_seed(8)
+    return nn.Sequential(Pause(), nn.Conv2d(3, 8, 5, stride=3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 8 * 8, 10))
 """
 
 
@@ -48,7 +56,7 @@ class User:
     """A person with a checkout, a home folder and a cluster.yaml.
 
     Attributes:
-        checkout: a copy of this one, with a module of their own.
+        checkout: a copy of this one, with a change of their own.
         cluster: the cluster's file.
         environment: of what they run.
     """
@@ -67,7 +75,7 @@ class User:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=240,
+            timeout=300,
         )
         assert done.returncode == 0, f"{command}\n{done.stdout[-5000:]}"
         return done.stdout
@@ -126,7 +134,7 @@ def user(network: hosts.Network, store: ObjectStore, tmp_path_factory: pytest.Te
     checkout = home / "checkout"
     kept = shutil.ignore_patterns(".git", ".venv", "runs", "build", ".*_cache", "__pycache__")
     shutil.copytree(ROOT, checkout, ignore=kept)
-    (checkout / "my_network.py").write_text(_NETWORK)
+    (checkout / "stn_core" / "my_network.py").write_text(_NETWORK)
     others = [path for path in os.environ.get("PYTHONPATH", "").split(":") if path and Path(path) != ROOT]
     network.set_login_environment(
         {**store.environment, "PYTHONPATH": ":".join([f"{hosts.HOME}/stn", *others]), "PAUSE_S": "0.5"}
@@ -138,7 +146,7 @@ def user(network: hosts.Network, store: ObjectStore, tmp_path_factory: pytest.Te
     config["provider"] |= {"head_ip": head.address, "worker_ips": [worker.address for worker in workers]}
     config["auth"] |= {"ssh_user": "root", "ssh_private_key": str(network.key)}
     # Nothing to install from here: the machines see this Python's environment.
-    config["setup_commands"] = [f"ln -sfn {sys.prefix} ~/stn/.venv"]
+    config["setup_commands"] = [f"ln -sfn {sys.prefix} ~/stn-env"]
     # One actor on each machine, however many cores it believes to have.
     for commands in (config["head_start_ray_commands"], config["worker_start_ray_commands"]):
         commands[-1] += " --num-cpus=1"
@@ -164,7 +172,7 @@ def write_spec(folder: Path, bucket: str) -> Path:
         json.dumps(
             {
                 "dataset": {"kind": "image_folder", "path": f"{bucket}/images"},
-                "model": {"name": "my_network:make", "num_classes": 10},
+                "model": {"name": "stn_core.my_network:make", "num_classes": 10},
                 "noise": {"sigma": 0.1},
                 "sampling": {"draws": 60, "selection_draws": 20, "seed": 3},
                 "radii": [0.0, 0.1, 0.25],
@@ -199,7 +207,7 @@ def test_a_job_outlives_a_machine_and_the_head(
         return len(list(run.list(layout.COUNTS)))
 
     def workers_up() -> bool:
-        status = network.run(head, "source ~/stn/.venv/bin/activate && RAY_AUTH_MODE=token ray status")
+        status = network.run(head, "source ~/stn-env/bin/activate && RAY_AUTH_MODE=token ray status")
         return "3 local.cluster.node" in status
 
     user.ray("get-auth-token", "--generate")
@@ -207,10 +215,10 @@ def test_a_job_outlives_a_machine_and_the_head(
     wait_for(workers_up, "workers", 120)
     user.submit(spec, f"{bucket}/disturbed", "--no-wait")
 
-    wait_for(lambda: counted() >= 3, "third shard")
+    wait_for(lambda: counted() >= 3, "third shard", 180)
     network.kill(lost)
     before = counted()
-    wait_for(lambda: counted() >= before + 6, "shard after a machine is lost")
+    wait_for(lambda: counted() >= before + 6, "shard after a machine is lost", 180)
     network.kill(head)
     kept = {found.key: run.read(found.key) for found in run.list(layout.COUNTS)}
     assert len(kept) < _SHARDS, "something is left to be done"
@@ -227,6 +235,7 @@ def test_a_job_outlives_a_machine_and_the_head(
     for name, table in expected.items():
         pd.testing.assert_frame_equal(found[name], table)
     assert len(expected["counts"]) == _SHARDS * _SHARD_SIZE
+    assert (expected[layout.CERTIFICATES]["radius"] > 0).any()
 
     user.ray("down", "--yes", user.cluster)
     assert "raylet" not in network.run(head, "ps ax")
