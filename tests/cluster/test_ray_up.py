@@ -137,7 +137,13 @@ def user(network: hosts.Network, store: ObjectStore, tmp_path_factory: pytest.Te
     (checkout / "stn_core" / "my_network.py").write_text(_NETWORK)
     others = [path for path in os.environ.get("PYTHONPATH", "").split(":") if path and Path(path) != ROOT]
     network.set_login_environment(
-        {**store.environment, "PYTHONPATH": ":".join([f"{hosts.HOME}/stn", *others]), "PAUSE_S": "0.5"}
+        {
+            **store.environment,
+            "PYTHONPATH": ":".join([f"{hosts.HOME}/stn", *others]),
+            "PAUSE_S": "0.5",
+            # Memory is the whole machine's: what else runs there is no reason to end a worker.
+            "RAY_memory_monitor_refresh_ms": "0",
+        }
     )
 
     head, *workers = network.machines
