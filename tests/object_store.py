@@ -1,4 +1,4 @@
-"""A real S3 server on loopback: SeaweedFS, in a process of its own."""
+"""A real S3 server: SeaweedFS, in a process of its own, on loopback unless told otherwise."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ class ObjectStore:
 
 
 @contextlib.contextmanager
-def seaweedfs(folder: Path) -> Iterator[ObjectStore]:
-    """Start a server that keeps its data in ``folder``; end it afterwards."""
+def seaweedfs(folder: Path, host: str = "127.0.0.1") -> Iterator[ObjectStore]:
+    """Start a server at the address ``host`` that keeps its data in ``folder``; end it afterwards."""
     data, config = folder / "data", folder / "s3.json"
     data.mkdir(parents=True)
     credentials = [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}]
@@ -60,13 +60,13 @@ def seaweedfs(folder: Path) -> Iterator[ObjectStore]:
     )
     services = ("master", "volume", "filer", "s3")
     names = [name for service in services for name in (f"-{service}.port", f"-{service}.port.grpc")]
-    ports = dict(zip(names, _free_ports(len(names)), strict=True))
+    ports = dict(zip(names, _free_ports(host, len(names)), strict=True))
     command = [
         shutil.which("weed", path=str(Path(sys.executable).parent)) or "weed",
         "server",
         f"-dir={data}",
-        "-ip=127.0.0.1",
-        "-ip.bind=127.0.0.1",
+        f"-ip={host}",
+        f"-ip.bind={host}",
         "-filer",
         "-s3",
         f"-s3.config={config}",
@@ -79,7 +79,7 @@ def seaweedfs(folder: Path) -> Iterator[ObjectStore]:
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
     ]
-    server = ObjectStore(f"http://127.0.0.1:{ports['-s3.port']}")
+    server = ObjectStore(f"http://{host}:{ports['-s3.port']}")
     log = folder / "log"
     with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as process:
         try:
@@ -113,9 +113,9 @@ def _wait_until_ready(server: ObjectStore, process: subprocess.Popen[bytes], log
             client.close()
 
 
-def _free_ports(count: int) -> list[int]:
+def _free_ports(host: str, count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
-            one.bind(("127.0.0.1", 0))
+            one.bind((host, 0))
         return [one.getsockname()[1] for one in sockets]
