@@ -17,7 +17,7 @@ from orchestrator.errors import RunError, SpecError
 from orchestrator.spec import Spec, validate
 from stn_core.noise import NOISE_VERSION
 from workers.counting import CountJob
-from workers.images import selected
+from workers.selection import selected
 from workers.settings import PLACES
 
 SCHEMA_VERSION = 1

@@ -22,7 +22,8 @@ from stn_core.models import EXPORTED, UNCHANGED, Normalized, declared, disagreem
 from stn_core.naming import one_line
 from workers.counting import completed, load_model
 from workers.files import absolute, exists
-from workers.images import DatasetError, ImageSet, Index, UnreadableImage, open_dataset, selected
+from workers.images import DatasetError, ImageSet, Index, UnreadableImage, open_dataset
+from workers.selection import selected
 from workers.settings import PLACES, Encoded, ImageNet, Model, Normalization
 from workers.store import StoreError
 

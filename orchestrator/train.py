@@ -23,7 +23,8 @@ from stn_core.dual import check_network
 from stn_core.naming import one_line
 from workers.counting import load_model
 from workers.files import absolute, exists, parent_and_name, read_file
-from workers.images import DatasetError, EncodedImages, ImageSet, open_dataset, selected
+from workers.images import DatasetError, EncodedImages, ImageSet, open_dataset
+from workers.selection import selected
 from workers.settings import NEEDS, PLACES, Dataset, GaussianNoise, Noise, Training
 from workers.store import S3Options, Store, StoreError, open_store
 from workers.training import Epoch, TrainJob

@@ -16,19 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
+from workers.datasets.encoded import Decoder
 from workers.datasets.index import Entry
-from workers.images import (
-    DIFFER,
-    DatasetError,
-    Decoder,
-    EncodedImages,
-    Index,
-    UnreadableImage,
-    indexed,
-    load_all,
-    open_dataset,
-    selected,
-)
+from workers.images import DIFFER, DatasetError, EncodedImages, Index, UnreadableImage, indexed, load_all, open_dataset
+from workers.selection import selected
 from workers.settings import STREAMED, EncodedDataset
 from workers.settings import Dataset as DatasetSettings
 from workers.store import S3Options

@@ -23,7 +23,8 @@ from stn_core.naming import one_line
 from workers import layout
 from workers.counting import load_model
 from workers.files import absolute, exists, read_file
-from workers.images import DatasetError, ImageSet, UnreadableImage, open_dataset, selected
+from workers.images import DatasetError, ImageSet, UnreadableImage, open_dataset
+from workers.selection import selected
 from workers.settings import Digits
 from workers.store import LocalStore, Store, StoreError
 

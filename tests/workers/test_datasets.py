@@ -23,7 +23,8 @@ from tests.workers.conftest import Put, upload
 from tests.workers.samples import IMAGE_STRUCT, encoded, noise_image, write_folder
 from workers.datasets.index import Entry, Index, build
 from workers.files import LocalFiles, open_files
-from workers.images import DatasetError, EncodedImages, UnreadableImage, indexed, open_dataset, selected
+from workers.images import DatasetError, EncodedImages, UnreadableImage, indexed, open_dataset
+from workers.selection import selected
 from workers.settings import Dataset, Digits
 
 _DATASET: TypeAdapter[Any] = TypeAdapter(Dataset)

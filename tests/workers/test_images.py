@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.workers.samples import IMAGE_STRUCT, encoded, noise_image, write_folder, write_mnist, write_parquet
-from workers.images import DatasetError, ImageSet, UnreadableImage, open_dataset, selected
+from workers.images import DatasetError, ImageSet, UnreadableImage, open_dataset
+from workers.selection import selected
 from workers.settings import Digits, ImageFolder, Mnist, ParquetImages
 
 # --- Digits --------------------------------------------------------------------------------------------------------

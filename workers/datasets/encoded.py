@@ -1,0 +1,105 @@
+"""Encoded images as a data set: found by their index, fetched by their place, decoded when they are read."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from stn_core.naming import one_line
+from workers.datasets.base import ImageSet, Pixels, UnreadableImage
+from workers.datasets.index import Entry, Index
+from workers.files import Files
+from workers.settings import EncodedDataset
+
+
+class Reader(Protocol):
+    """Where encoded images come from. It can be sent to other processes."""
+
+    def fetch(self, entry: Entry) -> bytes:
+        """The image as it is stored, whole. Raises UnreadableImage; what may pass is another error."""
+
+
+class Decoder:
+    """Encoded images as pixels."""
+
+    def __init__(self, reader: Reader, dataset: EncodedDataset) -> None:
+        self._reader, self._cut = reader, (dataset.resize, dataset.crop, dataset.interpolation)
+
+    def decoded(self, entry: Entry) -> Image.Image:
+        """The whole image as RGB. Raises UnreadableImage; what may pass is another error."""
+        try:
+            return _decode(self._reader.fetch(entry))
+        except UnreadableImage as error:
+            raise UnreadableImage(f"{entry.name} {error}".strip()) from error
+
+    def pixels(self, entry: Entry) -> Pixels:
+        """uint8 (channels, height, width), resized and cropped. Raises as ``decoded`` does."""
+        return _evaluated(self.decoded(entry), *self._cut)
+
+
+class EncodedImages(ImageSet):
+    """Images that are decoded when they are read."""
+
+    def __init__(self, dataset: EncodedDataset, index: Index, reader: Reader) -> None:
+        self.index, self.decoder = index, Decoder(reader, dataset)
+        self.labels, self.num_classes, self.classes = index.labels, index.num_classes, index.classes
+        cut = f"{dataset.resize} {dataset.crop} {dataset.interpolation or 'bilinear'}"
+        self.fingerprint = hashlib.sha256(f"{cut}\n{index.source} {index.digest}".encode()).hexdigest()
+
+    def key(self, index: int) -> int:
+        name = self.index[index].name
+        return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little") >> 1 if name else index
+
+    def read(self, index: int) -> Pixels:
+        return self.decoder.pixels(self.index[index])
+
+
+@dataclass(frozen=True)
+class FileReader:
+    """Images that are files, or lie in one."""
+
+    files: Files
+
+    def fetch(self, entry: Entry) -> bytes:
+        try:
+            if entry.file == entry.name:
+                content = self.files.read(entry.file)
+            else:
+                content = self.files.read_part(entry.file, entry.offset, entry.size)
+        except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+            # Other errors may pass: they fail the shard, which is tried again.
+            raise UnreadableImage(f"cannot be read: {error.strerror}") from error
+        if entry.size not in (-1, len(content)):
+            raise UnreadableImage(f"has {len(content)} bytes, and had {entry.size} when it was indexed")
+        return content
+
+
+def _decode(encoded: bytes) -> Image.Image:
+    """An encoded image as RGB, 8 bits a channel. Raises UnreadableImage."""
+    try:
+        image: Any = Image.open(io.BytesIO(encoded))
+        if image.mode.startswith("I"):
+            # 16 bits a pixel: PIL would clip to 255 where the upper byte is meant.
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        return image.convert("RGB")
+    except UnidentifiedImageError as error:
+        raise UnreadableImage("cannot be decoded: no image format known") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UnreadableImage(f"cannot be decoded: {one_line(error)}") from error
+
+
+def _evaluated(image: Any, resize: int | None, crop: int | None, interpolation: str | None) -> Pixels:
+    """The shorter side resized, the centre cropped; as the usual ImageNet evaluation does."""
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms import functional as transform
+
+    if resize is not None:
+        image = transform.resize(image, [resize], InterpolationMode(interpolation or "bilinear"))
+    if crop is not None:
+        image = transform.center_crop(image, [crop, crop])
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
