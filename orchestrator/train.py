@@ -60,10 +60,14 @@ def train_model(ready: Ready, *, observe: Callable[[Epoch], None], warn: Callabl
     if ready.done:
         return Trained(checkpoint, None)
 
+    told: set[int] = set()
+
     def keep(figures: tuple[Epoch, ...]) -> None:
         with contextlib.suppress(StoreError):  # what matters is written again at the end
             store.replace(epochs.beside(name), epochs.encode(figures, digest))
-        observe(figures[-1])
+        if figures[-1].epoch not in told:  # the last one before a worker was lost may come again
+            told.add(figures[-1].epoch)
+            observe(figures[-1])
 
     parent, _ = parent_and_name(checkpoint)
     with cluster(job.training.workers.min * job.cpus + 1) as capacity:

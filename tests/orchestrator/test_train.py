@@ -48,6 +48,7 @@ def jobs(places: list[Path | str], monkeypatch: pytest.MonkeyPatch) -> list[Trai
         places.append(storage)
         for number in range(len(EPOCHS)):
             observe(EPOCHS[: number + 1])
+        observe(EPOCHS)  # as where a worker was lost before there was a checkpoint
         state = io.BytesIO()
         torch.save({"network": tiny().state_dict(), "epochs": [dataclasses.asdict(epoch) for epoch in EPOCHS]}, state)
         return state.getvalue()
