@@ -35,7 +35,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from orchestrator.address import silent
 from orchestrator.crew import Crew, Device, Task
 from orchestrator.dispatch import Counted, Died, Event, Failed, Room, Started
-from orchestrator.errors import SpecError, TrainingError, WorkersError
+from orchestrator.errors import SpecError, TrainingError, TrainingInterrupted, WorkersError
 from orchestrator.spec import Resources
 from workers.counting import CountJob
 from workers.filesystem import object_filesystem
@@ -309,12 +309,8 @@ def fit(
     storage: Path | str,
     gpu: bool,
     observe: Callable[[tuple[Epoch, ...]], None],
-    warn: Callable[[str], None],
 ) -> bytes:
     """Train under Ray Train, going on after the newest checkpoint of the run of that name.
-
-    Workers that die are replaced, or done without: machines may go as often as they like, as long as there is a new
-    checkpoint now and then. Ray Train counts lost machines and errors alike, unless it was told beforehand.
 
     Args:
         job: what to train.
@@ -322,32 +318,28 @@ def fit(
         storage: where checkpoints are kept: a folder, or s3://bucket/prefix.
         gpu: one GPU per worker.
         observe: told of all epochs so far as each ends.
-        warn: told, in a line, of what went wrong and is tried again.
 
     Returns:
         The content of the newest checkpoint's file.
 
     Raises:
+        TrainingInterrupted: training failed, and has a newer checkpoint to go on from.
         TrainingError: training failed for good.
     """
     # Beside this process: other nodes come and go.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     epochs = ray.util.queue.Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-    while True:
-        heard = _Listener(epochs, observe)
-        try:
-            result = _trainer(job, epochs, name, storage, gpu).fit()
-            failure = result.error
-        except Exception as error:  # Ray Train wraps whatever a worker raised in types of its own
-            failure = error
-        finally:
-            checkpoints = heard.stop()
-        if failure is None and result.checkpoint is not None:
-            break
-        cause = _last_line(str(failure))
-        if not checkpoints:
-            raise TrainingError(f"training failed: {cause}") from failure
-        warn(f"training failed, and goes on after its newest checkpoint: {cause}")
+    heard = _Listener(epochs, observe)
+    try:
+        result = _trainer(job, epochs, name, storage, gpu).fit()
+        failure = result.error
+    except Exception as error:  # Ray Train wraps whatever a worker raised in types of its own
+        failure = error
+    finally:
+        checkpoints = heard.stop()
+    if failure is not None or result.checkpoint is None:
+        kind = TrainingInterrupted if checkpoints else TrainingError
+        raise kind(f"training failed: {_last_line(str(failure))}") from failure
     with result.checkpoint.filesystem.open_input_stream(f"{result.checkpoint.path}/{STATE}") as file:
         content: bytes = file.read()
     return content
@@ -397,7 +389,11 @@ class _Listener:
     def _listen(self) -> None:
         while True:
             stopping = self._stop.is_set()
-            for epochs in self._epochs.get_nowait_batch(self._epochs.qsize()):
+            try:
+                heard = self._epochs.get_nowait_batch(self._epochs.qsize())
+            except ray.exceptions.RayError:  # the queue is gone: the workers notice, and training fails
+                return
+            for epochs in heard:
                 self._checkpoints += 1
                 if epochs:
                     self._observe(epochs)
@@ -416,13 +412,17 @@ def _death(text: str) -> str:
             "fewer resources.actors, or a smaller resources.batch_size, need less"
         )
     told = [line.strip() for line in lines if "node was terminated" in line or "process has died" in line]
-    return told[0].partition(" Some common causes")[0] if told else _last_line(text)
+    return _plain(told[0]) if told else _last_line(text)
 
 
 def _last_line(text: str) -> str:
-    """The cause, which Ray prints after its traceback; our own errors without the names of their types."""
+    """The cause, which Ray prints after its traceback, without advice; our own errors without the names of their types."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return re.sub(r"^workers\.[\w.]+: ", "", lines[-1]) if lines else "no reason given"
+    return re.sub(r"^workers\.[\w.]+: ", "", _plain(lines[-1])) if lines else "no reason given"
+
+
+def _plain(line: str) -> str:
+    return line.partition(" Some common causes")[0]
 
 
 @dataclass(frozen=True)

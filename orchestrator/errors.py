@@ -29,5 +29,9 @@ class TrainingError(StnError):
     """Training did not finish."""
 
 
+class TrainingInterrupted(TrainingError):
+    """Training failed after it had come on: it may go on from a newer checkpoint."""
+
+
 class WorkersError(StnError):
     """Workers do not start, or fail at everything."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from orchestrator import epochs
 from orchestrator.cluster import Capacity, cluster, fit
-from orchestrator.errors import SpecError
+from orchestrator.errors import SpecError, TrainingInterrupted
 from orchestrator.spec import Spec
 from stn_core.dual import check_network
 from stn_core.naming import one_line
@@ -61,24 +61,23 @@ def train_model(ready: Ready, *, observe: Callable[[Epoch], None], warn: Callabl
     if ready.done:
         return Trained(checkpoint, None)
 
+    told: set[int] = set()
+
     def keep(figures: tuple[Epoch, ...]) -> None:
         with contextlib.suppress(StoreError):  # what matters is written again at the end
             store.replace(epochs.beside(name), epochs.encode(figures, digest))
-        observe(figures[-1])
+        if figures[-1].epoch not in told:  # the last one before a worker was lost may come again
+            told.add(figures[-1].epoch)
+            observe(figures[-1])
 
-    parent, _ = parent_and_name(checkpoint)
-    with cluster(job.training.workers.min * job.cpus + 1) as capacity:
-        gpu = on_gpus(job.training, capacity)
-        for line in what_is_missing(job, capacity, gpu):
-            warn(line)
-        content = fit(
-            job,
-            name=f"training-{digest[:16]}",  # "train-…" had states without epochs
-            storage=parent / "training" if isinstance(parent, Path) else f"{parent}/training",
-            gpu=gpu,
-            observe=keep,
-            warn=warn,
-        )
+    while True:
+        # Machines may go as often as they like, as long as there is a new checkpoint now and then. What a failed try
+        # leaves behind on the cluster, such as CPUs reserved, goes with the connection to it.
+        try:
+            content = _fit(ready, keep, warn)
+            break
+        except TrainingInterrupted as interruption:
+            warn(f"{interruption}; going on after its newest checkpoint")
     state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     figures = tuple(Epoch(**epoch) for epoch in state["epochs"])
     store.replace(epochs.beside(name), epochs.encode(figures, digest))
@@ -87,6 +86,21 @@ def train_model(ready: Ready, *, observe: Callable[[Epoch], None], warn: Callabl
     if not store.create(name, file.getvalue()):
         _check_existing(checkpoint, job.storage or S3Options(), digest)
     return Trained(checkpoint, figures[-1])
+
+
+def _fit(ready: Ready, observe: Callable[[tuple[Epoch, ...]], None], warn: Callable[[str], None]) -> bytes:
+    job, (parent, _) = ready.job, parent_and_name(ready.checkpoint)
+    with cluster(job.training.workers.min * job.cpus + 1) as capacity:
+        gpu = on_gpus(job.training, capacity)
+        for line in what_is_missing(job, capacity, gpu):
+            warn(line)
+        return fit(
+            job,
+            name=f"training-{ready.digest[:16]}",  # "train-…" had states without epochs
+            storage=parent / "training" if isinstance(parent, Path) else f"{parent}/training",
+            gpu=gpu,
+            observe=observe,
+        )
 
 
 def on_gpus(training: Training, capacity: Capacity) -> bool:

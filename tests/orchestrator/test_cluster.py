@@ -98,6 +98,10 @@ def test_more_gpus_than_there_can_be() -> None:
             "training.dataset: image 9: b",
         ),
         ("Traceback\n  x\nValueError: workers.y: z", "ValueError: workers.y: z"),
+        (
+            "RayActorError: x\nIts worker process has died. Some common causes include: y.",
+            "Its worker process has died.",
+        ),
         ("\n", "no reason given"),
     ],
 )

@@ -16,7 +16,7 @@ import torch
 
 from orchestrator import epochs, train
 from orchestrator.cluster import Capacity
-from orchestrator.errors import SpecError
+from orchestrator.errors import SpecError, TrainingError, TrainingInterrupted
 from orchestrator.spec import Spec, validate
 from orchestrator.train import Trained, on_gpus, prepare, train_model
 from tests.fault_proxy import Proxy, fault_proxy
@@ -48,6 +48,7 @@ def jobs(places: list[Path | str], monkeypatch: pytest.MonkeyPatch) -> list[Trai
         places.append(storage)
         for number in range(len(EPOCHS)):
             observe(EPOCHS[: number + 1])
+        observe(EPOCHS)  # as where a worker was lost before there was a checkpoint
         state = io.BytesIO()
         torch.save({"network": tiny().state_dict(), "epochs": [dataclasses.asdict(epoch) for epoch in EPOCHS]}, state)
         return state.getvalue()
@@ -272,6 +273,33 @@ def test_a_server_that_ignores_conditions_is_refused_before_anything_is_trained(
     with pytest.raises(StoreError, match=r"ignores If-None-Match.*single_writer"):
         run(in_bucket(spec(few_digits, f"{uri}/model.pt"), proxy.url))
     assert jobs == []
+
+
+def test_a_training_that_came_on_before_it_failed_goes_on_and_says_why(
+    jobs: list[TrainJob], few_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted = train.fit
+    failures = iter([TrainingInterrupted("training failed: a"), TrainingInterrupted("training failed: b")])
+
+    def fit(job: TrainJob, **others: Any) -> bytes:
+        content = fitted(job, **others)
+        if (failure := next(failures, None)) is not None:
+            raise failure
+        return content
+
+    monkeypatch.setattr(train, "fit", fit)
+    seen: list[int] = []
+    told: list[str] = []
+    asked = prepare(spec(few_digits, tmp_path / "w.pt"))
+    assert train_model(asked, observe=lambda epoch: seen.append(epoch.epoch), warn=told.append).epoch == EPOCHS[-1]
+    assert len(jobs) == 3
+    assert seen == [1, 2]
+    assert told == [f"training failed: {why}; going on after its newest checkpoint" for why in "ab"]
+
+    failures = iter([TrainingError("training failed: c")])
+    with pytest.raises(TrainingError, match="training failed: c"):
+        run(spec(few_digits, tmp_path / "other.pt"))
+    assert len(jobs) == 4
 
 
 def given(gpus: int, may_grow: bool = False) -> Capacity:
