@@ -12,11 +12,12 @@ demo: $(INSTALLED)
 
 # Three at a time, those on real clusters first: they wait more than they work, and are not to be waited for at the end.
 test: lint
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m 'not hosts'
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m 'not cluster and not hosts'
 
-# A real `ray up`, on machines made of Linux namespaces. Needs root, and Debian's openssh-server, rsync, iproute2; where those
-# lack, it says so and is skipped.
+# What takes minutes: workers, nodes, drivers and machines are killed. Last a real `ray up`, on machines made of Linux
+# namespaces: it needs root, and Debian's openssh-server, rsync, iproute2; where those lack, it says so and is skipped.
 cluster-test: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m cluster
 	$(BIN)/python -m pytest -m hosts tests/cluster
 
 lint: $(INSTALLED)

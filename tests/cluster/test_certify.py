@@ -10,8 +10,6 @@ import pytest
 
 from tests.cluster.stn import counts, run, shards, write_spec
 
-pytestmark = pytest.mark.cluster
-
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:

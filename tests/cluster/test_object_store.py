@@ -13,7 +13,7 @@ from workers import layout
 from workers.s3 import S3Store
 from workers.store import LocalStore, Store
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 
 def content(store: Store) -> dict[str, bytes]:

@@ -24,7 +24,7 @@ from workers.images import open_dataset
 from workers.settings import Digits
 from workers.store import LocalStore, S3Options, Store, open_store
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 #: Ray Train looks every two seconds for what its workers report, and they wait.
 QUICK = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
@@ -111,6 +111,7 @@ def test_killed_training_resumes_and_ends_the_same(undisturbed: Path, tmp_path: 
     assert "was trained with other settings" in other.stderr
 
 
+@pytest.mark.cluster
 def test_two_workers_train_as_one(tmp_path: Path) -> None:
     """By a method that asks the network for slopes several times before each step, whose gradients are averaged."""
     place = str(digits_in(tmp_path))
@@ -131,6 +132,7 @@ def test_two_workers_train_as_one(tmp_path: Path) -> None:
         assert (one[name] - two[name]).abs().max() < 0.05 * moved
 
 
+@pytest.mark.cluster
 def test_two_workers_stream_from_object_storage_and_lose_a_worker_and_the_driver(
     object_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
