@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
 import pickle
 import tarfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from pydantic import TypeAdapter
 
 from stn_core.models.classes import imagenet_wnids
 from tests.workers.conftest import Put, upload
-from tests.workers.samples import IMAGE_STRUCT, encoded, noise_image, write_folder
+from tests.workers.samples import IMAGE_STRUCT, encoded, noise_image, tar, write_folder
 from workers.datasets.index import Entry, Index, build
 from workers.files import LocalFiles, open_files
 from workers.images import DatasetError, EncodedImages, UnreadableImage, indexed, open_dataset
@@ -48,16 +46,6 @@ def png(seed: int) -> bytes:
 
 def pixels(seed: int) -> np.ndarray:
     return noise_image(seed, size=8).transpose(2, 0, 1)
-
-
-def tar(members: Mapping[str, bytes], kind: int = tarfile.GNU_FORMAT) -> bytes:
-    sink = io.BytesIO()
-    with tarfile.open(fileobj=sink, mode="w", format=kind) as archive:
-        for name, content in members.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return sink.getvalue()
 
 
 # --- Tar files -----------------------------------------------------------------------------------------------------

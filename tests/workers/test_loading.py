@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,11 +21,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
-from tests.workers.samples import encoded, noise_image, write_folder, write_parquet
+from tests.workers.samples import encoded, noise_image, tar, write_folder, write_parquet
 from tests.workers.test_training import Alone, equal
-from workers.images import DatasetError, open_dataset
+from workers.images import DatasetError, EncodedImages, open_dataset
 from workers.loading import Source, open_source
-from workers.settings import Augmentation, GaussianNoise, ImageFolder, Model, ParquetImages, Training
+from workers.settings import Augmentation, GaussianNoise, ImageFolder, Model, ParquetImages, Training, WebDataset
 from workers.training import TrainJob, train
 
 SIZES = [28, 40, 33, 28, 31, 36, 28, 50, 29, 30, 44]
@@ -79,6 +80,27 @@ def test_every_limit_and_only_choose(folder: ImageFolder, opened: list[Source]) 
     assert len(source) == 3
     ((pixels, _),) = batches(source, [[0, 1, 2]])
     assert torch.equal(pixels, torch.from_numpy(np.stack([images.read(index) for index in (0, 4, 8)])))
+
+
+def test_tar_files_are_streamed_as_folders_are_and_by_an_index_without_looking(
+    folder: ImageFolder, tmp_path: Path, opened: list[Source], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(folder.path, Path)
+    files = sorted(folder.path.rglob("*.png"))
+    members = {f"{file.stem}.{kind}": content for file in files for kind, content in (
+        ("cls", str("ab".index(file.parent.name)).encode()), ("png", file.read_bytes()))}  # fmt: skip
+    write_folder(tmp_path / "tars", {"all.tar": tar(members)})
+    tars = WebDataset(kind="webdataset", path=tmp_path / "tars", resize=28, crop=28)
+    images = open_dataset(tars)
+    assert isinstance(images, EncodedImages)
+    monkeypatch.setattr(tarfile, "open", None)
+    sources = [
+        open_source("x", folder, storage=None, random_crop=20),
+        open_source("x", tars, storage=None, random_crop=20, index=images.index),
+    ]
+    opened.extend(sources)
+    (of_folder,), (of_tars,) = (batches(source, [[9, 3, 10]], [[5, 6, 7]]) for source in sources)
+    assert all(torch.equal(one, other) for one, other in zip(of_folder, of_tars, strict=True))
 
 
 def test_a_random_crop_follows_from_its_seed_alone(folder: ImageFolder, opened: list[Source]) -> None:
