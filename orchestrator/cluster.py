@@ -415,7 +415,7 @@ def _death(text: str) -> str:
 
 
 def _last_line(text: str) -> str:
-    """The cause, which Ray prints after its traceback, without advice; our own errors without the names of their types."""
+    """The cause, which Ray prints after its traceback, without advice; our own errors without their types' names."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return re.sub(r"^workers\.[\w.]+: ", "", _plain(lines[-1])) if lines else "no reason given"
 
