@@ -31,8 +31,8 @@ def test_a_job_starts_with_what_there_is_and_gives_it_back(cluster: Autoscaled, 
     assert cluster.nodes() == 0
     process = start("-v", "certify", spec, **cluster.settings)
     try:
-        wait_for(lambda: cluster.nodes() == 2 or process.poll() is not None, "two nodes")
-        _, err = process.communicate(timeout=120)
+        wait_for(lambda: cluster.nodes() == 2 or process.poll() is not None, "two nodes", 180)
+        _, err = process.communicate(timeout=180)
     finally:
         end(process)
     assert process.returncode == 0, err

@@ -245,7 +245,7 @@ def test_a_network_whose_training_is_unknown_has_a_report_without_it(
     content: dict[str, Any], done: list[str], tmp_path: Path
 ) -> None:
     (job,) = points(spec(content), [0.1])
-    train_model(prepare(job.spec), observe=lambda epoch: None)
+    train_model(prepare(job.spec), observe=lambda epoch: None, warn=lambda line: None)
     state = torch.load(tmp_path / "models" / "tiny-stn-sigma-0.1.pt", weights_only=True)["state_dict"]
     torch.save(state, tmp_path / "models" / "tiny-stn-sigma-0.1.pt")
     certify_run(job.spec, hire=hire_inline)
