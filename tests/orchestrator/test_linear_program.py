@@ -66,6 +66,7 @@ def test_networks_are_trained_on_the_tables_data_to_its_radius(tmp_path: Path) -
     job = network_spec(validate(content, "spec"), 2, 1.58)
     assert job.model.model_dump() == {
         "name": "mnist_shallow",
+        "weights": None,
         "checkpoint": Path("w-linear-program-2.pt"),
         "normalization": None,
         "num_classes": 12,
