@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import counting, loading, reducing, runs
-from orchestrator.resolve import versions
+from workers.versions import versions
 
 RESULTS = Path(__file__).parent / "results"
 

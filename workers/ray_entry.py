@@ -27,6 +27,7 @@ from workers.counting import CountJob, count_images, load_model
 from workers.images import open_dataset
 from workers.store import ObjectMissing
 from workers.training import STATE, Epoch, TrainJob, train
+from workers.versions import check_pinned
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class CountingActor:
     """Loads the model once, then counts and commits the shards it is told."""
 
     def __init__(self, job: CountJob) -> None:
+        check_pinned()
         _add_import_paths(job.import_paths)
         torch.set_num_threads(job.threads)
         # Recorded as float32, so not to be TensorFloat-32 on the quiet.
@@ -147,6 +149,7 @@ class CountingActor:
 
 def train_loop(config: dict[str, Any]) -> None:
     """Ray Train's entry: the training loop under its session."""
+    check_pinned()
     job: TrainJob = config["job"]
     _add_import_paths(job.import_paths)
     torch.set_num_threads(job.threads)

@@ -12,6 +12,7 @@ from orchestrator.cli.comparisons import paper, sweep
 from orchestrator.cli.job import certify, plan, train
 from orchestrator.cli.results import reduce, report, status
 from orchestrator.cli.shell import Commands
+from orchestrator.cli.submit import submit
 from orchestrator.cli.upkeep import doctor, gc, verify
 
 __all__ = ["main"]
@@ -38,5 +39,5 @@ def main(verbose: bool) -> None:
         logging.getLogger(name).setLevel(logging.INFO)
 
 
-for _command in (train, plan, certify, sweep, paper, status, reduce, report, gc, doctor, verify):
+for _command in (train, plan, certify, submit, sweep, paper, status, reduce, report, gc, doctor, verify):
     main.add_command(_command)

@@ -13,7 +13,7 @@ from pathlib import Path
 from orchestrator.address import silent
 from orchestrator.errors import RunError, SpecError, WorkersError
 from orchestrator.plan import Plan, difference
-from orchestrator.resolve import resolve, versions
+from orchestrator.resolve import resolve
 from orchestrator.runs import counted_shards, read_plan
 from orchestrator.spec import Spec
 from orchestrator.upkeep import machine
@@ -25,6 +25,7 @@ from workers.files import absolute, exists, read_file
 from workers.images import DatasetError, ImageSet, UnreadableImage, open_dataset, selected
 from workers.settings import Digits
 from workers.store import LocalStore, Store, StoreError
+from workers.versions import versions
 
 #: What must be the same on every machine that works on a run.
 _SAME = ("python", "stn", "ray", "torch")

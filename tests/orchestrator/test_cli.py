@@ -24,7 +24,20 @@ from tests.networks import tiny
 from tests.orchestrator.runs import MadeRun, mnist_spec
 from workers import layout
 
-COMMANDS = ("train", "plan", "certify", "sweep", "paper", "status", "reduce", "report", "gc", "doctor", "verify")
+COMMANDS = (
+    "train",
+    "plan",
+    "certify",
+    "submit",
+    "sweep",
+    "paper",
+    "status",
+    "reduce",
+    "report",
+    "gc",
+    "doctor",
+    "verify",
+)
 
 
 @pytest.fixture(autouse=True)
