@@ -36,6 +36,7 @@ from orchestrator.address import silent
 from orchestrator.crew import Crew, Device, Task
 from orchestrator.dispatch import Counted, Died, Event, Failed, Started
 from orchestrator.errors import SpecError, TrainingError, WorkersError
+from orchestrator.metrics import Metrics
 from orchestrator.spec import Resources
 from workers.counting import CountJob
 from workers.filesystem import object_filesystem
@@ -235,7 +236,7 @@ def hire_actors(
         job = make_job("cuda" if gpus > 0 else "cpu")
         pool = ActorPool(job, task, cpus=resources.threads_per_actor, gpus=gpus, warn=warn)
         try:
-            yield Crew(pool, workers)
+            yield Crew(pool, workers, Metrics(job.store.run).see)
         except KeyboardInterrupt:
             warn("stopping; commits under way land first, a second interrupt stops at once")
             pool.settle(_SETTLE_S)

@@ -19,6 +19,7 @@ import shlex
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from urllib.parse import urlsplit
 import orchestrator
 import stn_core
 import workers
+from orchestrator import logs
 from orchestrator.address import silent
 from orchestrator.errors import SpecError, WorkersError
 from orchestrator.spec import Spec
@@ -197,6 +199,8 @@ class Jobs:
                 if same and other.submission_id and not other.status.is_terminal():
                     return Submitted(other.submission_id, already=True)
             settings = {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_S), **({PINNED: pinned()} if pin else {})}
+            if logs.as_json():
+                settings[logs.FORMAT] = "json"
             with tempfile.TemporaryDirectory() as folder:
                 pack(job, Path.cwd(), Path(folder))
                 environment = {"working_dir": folder, "env_vars": settings}
@@ -224,6 +228,8 @@ class Jobs:
         Raises:
             WorkersError: the connection is lost, and the job may go on; or it ended without its driver.
         """
+        from aiohttp import ClientError
+
         seen, heard, lost = 0, time.monotonic(), False
         while True:
             try:
@@ -237,7 +243,7 @@ class Jobs:
                     write(chunk)
                     seen, heard = seen + len(chunk), time.monotonic()
                 details = self._client.get_job_info(job)
-            except Exception as error:  # requests, aiohttp and Ray each raise their own
+            except (OSError, RuntimeError, ClientError) as error:  # of requests, Ray and aiohttp
                 if f"{job} does not exist" in str(error):
                     raise WorkersError(
                         f"{self.address} knows no job {job}: its head was started anew; "
@@ -280,7 +286,8 @@ def _exit_code(job: str, details: Any) -> int | None:
 
 def _chunks(client: Any, job: str, seen: int) -> Iterator[str]:
     """A job's output after the first ``seen`` characters, until it ends or nothing comes for long."""
-    with asyncio.Runner() as runner:
+    with asyncio.Runner() as runner, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of aiohttp, at how Ray opens the connection
         chunks = client.tail_job_logs(job)
         while True:
             try:

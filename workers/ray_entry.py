@@ -16,12 +16,13 @@ import pyarrow.compute as pc
 import ray
 import ray.train
 import ray.train.torch
+import ray.util.metrics
 import ray.util.queue
 import torch
 from torch import nn
 
 from stn_core.models import Normalized, weights_sha256
-from workers import counts_table, layout
+from workers import counts_table, layout, retries
 from workers.committed import read_committed
 from workers.counting import CountJob, count_images, load_model
 from workers.images import open_dataset
@@ -75,6 +76,8 @@ class CountingActor:
         model = load_model(job.model, job.num_classes, job.store.options)
         self._check(model)
         self._model = model.to(self._device)
+        self._s3_retries = ray.util.metrics.Counter(retries.METRIC, retries.MEANING, tag_keys=("run",))
+        self._s3_retries.set_default_tags({"run": job.store.run})
 
     def _check(self, model: Normalized) -> None:
         """Raise WrongInputs unless this node sees the run, the weights and the data that were planned."""
@@ -140,7 +143,10 @@ class CountingActor:
         with self._committing:
             if self._stopped:
                 raise Stopped("the driver is stopping")
-            return self._store.create(key, content)
+            first = self._store.create(key, content)
+        if repeated := retries.take():
+            self._s3_retries.inc(repeated)
+        return first
 
     def _receipt(self, shard: int, table: pa.Table, first: bool) -> Receipt:
         draws = sum(table["draws"].to_pylist()) + sum(table["selection_draws"].to_pylist())

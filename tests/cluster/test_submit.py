@@ -218,6 +218,20 @@ def test_each_job_ends_as_its_driver_did(head: Head, here: Path, monkeypatch: py
     assert "STN_PINNED_VERSIONS" in known_of_jobs
     assert "nobody-is-to-see-this" not in known_of_jobs
 
+    # What Prometheus would read, once the nodes' agents have heard of it.
+    expected = {"stn_votes_total": 160, "stn_images_certified_total": 2, "stn_images_failed_total": 1}
+    wait_for(lambda: expected.items() <= metrics(head, str(here / "broken")).items(), f"metrics {expected}")
+    assert metrics(head, str(here / "broken")) == {**expected, "stn_shards_counted_total": 1}
+    assert metrics(head, str(here / "unlike")) == {}
+
+
+def metrics(head: Head, run: str) -> dict[str, float]:
+    """What the head's metrics say of a run by now, gauges left out: they end with their process."""
+    with urllib.request.urlopen(head.metrics, timeout=30) as page:
+        lines = page.read().decode().splitlines()
+    own = [line for line in lines if line.startswith("ray_stn_") and f'run="{run}"' in line and "_total{" in line]
+    return {line.partition("{")[0].removeprefix("ray_"): float(line.rpartition(" ")[2]) for line in own}
+
 
 def call(head: Head, path: str, method: str = "GET") -> bytes:
     """What the head's dashboard answers."""
