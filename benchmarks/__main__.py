@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import counting, dispatching, loading, reducing, runs, scale
-from orchestrator.resolve import versions
+from workers.versions import versions
 
 RESULTS = Path(__file__).parent / "results"
 

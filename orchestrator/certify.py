@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
+import re
 from dataclasses import dataclass
 
-from orchestrator import epochs
+from orchestrator import epochs, logs
 from orchestrator.cluster import hire_actors
 from orchestrator.crew import Device, Hire, Task
-from orchestrator.dispatch import Counted, Died, Failed, News, Outcome, Slow, Stalled, dispatch
+from orchestrator.dispatch import Counted, Died, Failed, GivenUp, News, Outcome, Slow, Stalled, dispatch
 from orchestrator.errors import RunError
 from orchestrator.plan import Plan, difference
-from orchestrator.policy import Policy
+from orchestrator.policy import Facts, Policy
 from orchestrator.presence import announced
 from orchestrator.progress import Meter, meter, time_text
 from orchestrator.reduce import check_against, reduce_run
@@ -75,6 +77,7 @@ def certify_run(spec: Spec, *, retry_failed: bool = False, hire: Hire = hire_act
         WorkersError: workers do not start, or fail at everything. What was counted is kept.
     """
     store = spec.store.open()
+    logs.concerns(store.uri)
     if retry_failed and not store.exists(layout.PLAN):
         raise RunError(f"no run at {store.uri}: nothing has failed there yet, leave out --retry-failed")
     # Of folders, the listing that would tell whether an index still holds is all there is to make one.
@@ -180,36 +183,57 @@ def _count(store: Store, resolved: Resolved, resources: Resources, work: _Work, 
             max_attempts=resources.max_attempts,
             stall_s=None if resources.stall_s == "auto" else resources.stall_s,
         )
-        outcome = dispatch(work.images, crew.pool, policy, lambda news: _tell(store, news, work, recorded, progress))
+
+        def observe(news: News, facts: Facts) -> None:
+            crew.observe(news, facts)
+            _tell(store, news, facts, work, recorded, progress)
+
+        outcome = dispatch(work.images, crew.pool, policy, observe)
     for shard, reason in outcome.given_up.items():
         record = {"shard": shard, "attempts": resources.max_attempts, "reason": reason}
         store.replace(layout.failed(shard), json.dumps(record).encode())
     return outcome
 
 
-def _tell(store: Store, news: News, work: _Work, recorded: set[int], progress: Meter) -> None:
+def _tell(store: Store, news: News, facts: Facts, work: _Work, recorded: set[int], progress: Meter) -> None:
     """What is told of the news; a record that a shard was given up, which it has overtaken, is removed."""
+    fields = described(news, facts)
     match news:
         case Counted():
             if news.shard in recorded:
                 store.delete(layout.failed(news.shard))
-            progress.advance(work.images[news.shard])
             if news.failed:
-                progress.note(f"shard {news.shard}: {news.failed} of {news.images} images could not be counted")
-            log.debug("%s", news)
+                text = f"shard {news.shard}: {news.failed} of {news.images} images could not be counted"
+                progress.note(text, **fields)
+            else:
+                log.info("%s", news, extra={"fields": fields})
+            progress.advance(work.images[news.shard])
         case Failed():
-            progress.note(f"shard {news.shard} failed on worker {news.worker}: {news.reason}")
+            progress.note(f"shard {news.shard} failed on worker {news.worker}: {news.reason}", **fields)
         case Died():
             what = "was lost with its node" if news.node_lost else "died"
-            progress.note(f"worker {news.worker} {what} and is replaced: {news.reason}")
+            progress.note(f"worker {news.worker} {what} and is replaced: {news.reason}", **fields)
         case Stalled():
             progress.note(
-                f"shard {news.shard} has stalled, {time_text(news.seconds)} on worker {news.worker}, which is replaced"
+                f"shard {news.shard} has stalled, {time_text(news.seconds)} on worker {news.worker}, which is replaced",
+                **fields,
             )
         case Slow():
             progress.note(
                 f"shard {news.shard} has been on worker {news.worker} for {time_text(news.seconds)}; if that is too "
-                "long, set resources.stall_s"
+                "long, set resources.stall_s",
+                **fields,
             )
         case _:
-            log.debug("%s", news)
+            log.info("%s", news, extra={"fields": fields})
+
+
+def described(news: News, facts: Facts) -> dict[str, object]:
+    """An event or decision as values: its kind, all it has, and which attempt at a shard it is about, from 1."""
+    shard = getattr(news, "shard", None)
+    if isinstance(news, Died) and facts.queues.get(news.worker):
+        shard = facts.queues[news.worker][0]
+    values = {"event": re.sub("(?<=.)(?=[A-Z])", "_", type(news).__name__).lower(), **dataclasses.asdict(news)}
+    if shard is not None:
+        values |= {"shard": shard, "attempt": facts.attempts[shard] + (not isinstance(news, GivenUp))}
+    return values

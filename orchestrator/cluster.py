@@ -36,6 +36,7 @@ from orchestrator.address import silent
 from orchestrator.crew import Crew, Device, Task
 from orchestrator.dispatch import Counted, Died, Event, Failed, Room, Started
 from orchestrator.errors import SpecError, TrainingError, TrainingInterrupted, WorkersError
+from orchestrator.metrics import Metrics
 from orchestrator.spec import Resources
 from workers.counting import CountJob
 from workers.filesystem import object_filesystem
@@ -277,7 +278,7 @@ def hire_actors(
         room = workers if resources.actors == "auto" and capacity.may_grow else None
         pool = ActorPool(job, task, cpus=resources.threads_per_actor, gpus=gpus, room=room, warn=warn)
         try:
-            yield Crew(pool, workers)
+            yield Crew(pool, workers, Metrics(job.store.run).see)
         except KeyboardInterrupt:
             warn("stopping; commits under way land first, a second interrupt stops at once")
             pool.settle(_SETTLE_S)

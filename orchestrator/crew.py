@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from orchestrator.dispatch import Pool
+from orchestrator.dispatch import Observe, Pool
 from orchestrator.spec import Resources
 from workers.counting import CountJob
 
@@ -24,10 +24,12 @@ class Crew:
     Attributes:
         pool: by which shards are handed to them.
         workers: how many to keep alive.
+        observe: told of every event and decision, as metrics are.
     """
 
     pool: Pool
     workers: int
+    observe: Observe = lambda news, facts: None
 
 
 class Hire(Protocol):

@@ -104,10 +104,25 @@ class GivenBack:
     worker: int
 
 
+@dataclass(frozen=True)
+class GivenUp:
+    """A shard is not tried again.
+
+    Attributes:
+        shard: which.
+        reason: of its last failure.
+    """
+
+    shard: int
+    reason: str
+
+
 #: What happens to workers.
 Event = Started | Counted | Failed | Died | Room
 #: What is told to an observer: what happened, and what was decided.
-News = Event | RunAgain | GivenBack | Stalled | Slow
+News = Event | RunAgain | GivenBack | Stalled | Slow | GivenUp
+#: Told of every event and decision, with the facts before it.
+Observe = Callable[[News, Facts], None]
 
 
 class Pool(Protocol):
@@ -143,7 +158,7 @@ def dispatch(
     shards: Iterable[int],
     pool: Pool,
     policy: Policy,
-    observe: Callable[[News], None] = lambda news: None,
+    observe: Observe = lambda news, facts: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Outcome:
     """Count every shard, or give it up.
@@ -152,7 +167,7 @@ def dispatch(
         shards: what is to be done.
         pool: by whom.
         policy: how long to try.
-        observe: told of every event and decision, for progress and logs.
+        observe: told of every event and decision, for progress, logs and metrics.
         clock: the time, s.
 
     Returns:
@@ -162,20 +177,24 @@ def dispatch(
         WorkersError: workers cannot start, or fail at everything.
     """
     facts = Facts.of(shards)
+    told: set[int] = set()
     while facts.open:
         _act(facts, pool, policy, observe, clock())
         for event in pool.events(timeout_s=1.0):
             if not (isinstance(event, Counted) and event.shard in facts.counted):  # of two runs, one is told
-                observe(event)
+                observe(event, facts)
             learn(facts, event, policy, clock())
         _end_stalled(facts, pool, policy, observe, clock())
+        for shard in facts.given_up.keys() - told:
+            observe(GivenUp(shard, facts.given_up[shard]), facts)
+        told = set(facts.given_up)
     return Outcome(facts.counted, facts.given_up)
 
 
-def _act(facts: Facts, pool: Pool, policy: Policy, observe: Callable[[News], None], now: float) -> None:
+def _act(facts: Facts, pool: Pool, policy: Policy, observe: Observe, now: float) -> None:
     """Carry out what the policy decides, and note it among the facts."""
     for worker, shard, seconds in decide.slow(facts, policy, now):
-        observe(Slow(worker, shard, seconds))
+        observe(Slow(worker, shard, seconds), facts)
         facts.named.add((worker, shard))
     for _ in range(decide.workers_missing(facts, policy)):
         facts.starting.add(pool.start())
@@ -183,17 +202,17 @@ def _act(facts: Facts, pool: Pool, policy: Policy, observe: Callable[[News], Non
         facts.pending.popleft()
         _give(facts, pool, worker, shard, now)
     for worker, shard in decide.second_runs(facts, policy, now):
-        observe(RunAgain(worker, shard))
+        observe(RunAgain(worker, shard), facts)
         _give(facts, pool, worker, shard, now)
     for worker in decide.surplus(facts, policy):
-        observe(GivenBack(worker))
+        observe(GivenBack(worker), facts)
         pool.end(worker)
         facts.forget(worker)
 
 
-def _end_stalled(facts: Facts, pool: Pool, policy: Policy, observe: Callable[[News], None], now: float) -> None:
+def _end_stalled(facts: Facts, pool: Pool, policy: Policy, observe: Observe, now: float) -> None:
     for worker, shard, seconds in decide.stalled(facts, policy, now):
-        observe(Stalled(worker, shard, seconds))
+        observe(Stalled(worker, shard, seconds), facts)
         pool.end(worker)
         _lose(facts, worker, f"no result after {seconds:.0f} s", policy)
 

@@ -12,6 +12,8 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from orchestrator import logs
+
 #: Seconds between two plain lines.
 _INTERVAL_S = 5.0
 
@@ -22,14 +24,18 @@ class Meter(Protocol):
     def advance(self, amount: int) -> None:
         """That much more is done."""
 
-    def note(self, text: str) -> None:
-        """Something worth a line of its own happened."""
+    def note(self, text: str, **fields: object) -> None:
+        """Something worth a line of its own happened; ``fields`` say it to machines, see ``orchestrator.logs``."""
 
 
 @contextmanager
 def meter(description: str, total: int, unit: str) -> Iterator[Meter]:
     """A meter on standard error, for work of ``total`` units."""
-    if sys.stderr.isatty():
+    if logs.as_json():
+        records = _Records(description, total, unit)
+        yield records
+        records.finish()
+    elif sys.stderr.isatty():
         console = Console(stderr=True)
         columns = (
             TextColumn("{task.description}"),
@@ -81,17 +87,17 @@ class _Bar:
         self._pace.see(self._done)
         self._progress.update(self._task, advance=amount, pace=self._pace.text())
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, **fields: object) -> None:
         self._progress.console.print(text, markup=False, highlight=False)
 
 
 class _Lines:
     def __init__(self, description: str, total: int, unit: str) -> None:
-        self._description, self._total = description, total
+        self._description, self._total, self._unit = description, total, unit
         self._pace = _Pace(total, unit)
         self._done = self._printed_done = 0
         self._printed = time.monotonic()
-        self.note(f"{description}: {total} {unit}")
+        self._tell(f"{description}: {total} {unit}")
 
     def advance(self, amount: int) -> None:
         self._done += amount
@@ -99,7 +105,7 @@ class _Lines:
         if time.monotonic() - self._printed >= _INTERVAL_S:
             self._print()
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, **fields: object) -> None:
         print(text, file=sys.stderr, flush=True)
 
     def finish(self) -> None:
@@ -109,7 +115,15 @@ class _Lines:
     def _print(self) -> None:
         self._printed = time.monotonic()
         self._printed_done = self._done
-        self.note(f"{self._description}: {self._done}/{self._total} {self._pace.text()}")
+        self._tell(f"{self._description}: {self._done}/{self._total} {self._pace.text()}")
+
+    def _tell(self, text: str) -> None:
+        self.note(text, event="progress", doing=self._description, done=self._done, total=self._total, unit=self._unit)
+
+
+class _Records(_Lines):
+    def note(self, text: str, **fields: object) -> None:
+        logs.record(text, **fields)
 
 
 def time_text(seconds: float) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +24,7 @@ from workers.images import DatasetError, ImageSet, Index, UnreadableImage, open_
 from workers.selection import selected
 from workers.settings import PLACES, Encoded, ImageNet, Model, Normalization
 from workers.store import StoreError
-
-_PACKAGES = ("ray", "torch", "torchvision", "numpy", "scipy", "pyarrow", "pillow")
+from workers.versions import OtherVersions, check_pinned, versions
 
 
 @dataclass(frozen=True)
@@ -55,8 +52,9 @@ def resolve(spec: Spec, known: Index | None = None) -> Resolved:
         known: the data set's index as the run has it, if it does.
 
     Raises:
-        SpecError: something named does not exist or does not fit.
+        SpecError: something named does not exist or does not fit, or the job was submitted with other versions.
     """
+    held_to_versions()
     spec = _with_absolute_paths(spec)
     _check_checkpoint(spec)
     try:
@@ -87,10 +85,12 @@ def resolve(spec: Spec, known: Index | None = None) -> Resolved:
     return Resolved(plan, images, model, sample)
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python, this project and the libraries votes pass through."""
-    found = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    return {"python": platform.python_version(), "stn": importlib.metadata.version("stn"), **found}
+def held_to_versions() -> None:
+    """Raise SpecError if this job was submitted with other versions than this process has."""
+    try:
+        check_pinned()
+    except OtherVersions as error:
+        raise SpecError(str(error)) from error
 
 
 def code_sha256() -> str:

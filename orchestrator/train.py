@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from orchestrator import epochs
 from orchestrator.cluster import Capacity, cluster, fit
 from orchestrator.errors import SpecError, TrainingInterrupted
+from orchestrator.resolve import held_to_versions
 from orchestrator.spec import Spec
 from stn_core.dual import check_network
 from stn_core.naming import one_line
@@ -170,6 +171,7 @@ def prepare(spec: Spec, only: NDArray[np.int64] | None = None) -> Ready:
         raise SpecError("model.checkpoint is missing: `stn train` writes the weights there")
     if str(checkpoint).endswith(".safetensors"):
         raise SpecError(f"model.checkpoint {checkpoint}: `stn train` writes PyTorch's format, name it .pt")
+    held_to_versions()
     checkpoint = _absolute("model.checkpoint", checkpoint)
     job, fingerprint = _job(spec, training, only)
     settings = {

@@ -843,6 +843,30 @@ PLACES = [
 
 HTML = "<html><body>It works!</body></html>"
 
+HEAD = "--address http://127.0.0.1:1 --run s3://bucket/run"
+JOBS = [
+    Bad("submit nowhere", "submit job.yaml --run s3://b/run", "--address is missing: name the head's dashboard"),
+    Bad("submit what is no spec", f"submit job.yaml {HEAD} --set noise.sigma=0", "job.yaml: noise.sigma: got 0"),
+    Bad("submit what is only here", "submit job.yaml --address http://127.0.0.1:1", "store.run run is relative to"),
+    Bad(
+        "submit to the port for drivers",
+        f"submit job.yaml {HEAD} --address ray://127.0.0.1:10001",
+        "--address ray://127.0.0.1:10001: jobs are submitted to the head's dashboard, http://HEAD:8265",
+    ),
+    Bad(
+        "submit with a password",
+        f"submit job.yaml {HEAD} --address http://me:{PASSWORD}@head:8265",
+        "--address holds a",
+    ),
+    Bad(
+        "submit to nobody",
+        f"submit job.yaml {HEAD}",
+        "no Ray cluster at http://127.0.0.1:1 (--address): Connection refused",
+        told="no work",
+    ),
+    Bad("submit training that is none", f"submit job.yaml {HEAD} --command train", "`stn train` has no --run"),
+]
+
 CLOUD = [
     Bad("no bucket in the name", "certify job.yaml --run s3://", "s3:// names no bucket: expected s3://bucket/prefix"),
     Bad(
@@ -1074,6 +1098,7 @@ TABLE = [
     *LOGS,
     *VIEWS,
     *PLACES,
+    *JOBS,
     *CLOUD,
     *(dataclasses.replace(bad, told="finding") for bad in FINDINGS),
     *(dataclasses.replace(bad, told="fix") for bad in FIXES),
@@ -1117,7 +1142,12 @@ def world(
     monkeypatch.setattr("workers.s3._READ_ATTEMPTS", 1)
     monkeypatch.setattr("orchestrator.estimate._PROBE_S", 0.01)
     monkeypatch.setenv("RAY_ADDRESS", "as it was, afterwards")
-    for name in ("RAY_ADDRESS", "STN_TRACEBACK", *(name for name in os.environ if name.startswith("AWS_"))):
+    for name in (
+        "RAY_ADDRESS",
+        "RAY_API_SERVER_ADDRESS",
+        "STN_TRACEBACK",
+        *(name for name in os.environ if name.startswith("AWS_")),
+    ):
         monkeypatch.delenv(name, raising=False)
     handler = signal.getsignal(signal.SIGTERM)
     yield World(tmp_path, made, monkeypatch.setenv, lambda: request.getfixturevalue("object_store"))

@@ -96,9 +96,12 @@ def test_workers_do_not_know_the_orchestrator() -> None:
     assert importers("workers", "orchestrator") == set()
 
 
-def test_one_module_of_each_package_imports_ray() -> None:
+def test_one_module_of_each_package_runs_on_ray_and_one_hands_it_jobs() -> None:
     assert importers("workers", "ray") == {"workers/ray_entry.py"}
-    assert importers("orchestrator", "ray") == {"orchestrator/cluster.py"}
+    assert importers("orchestrator", "ray") == {
+        *("orchestrator/cluster.py", "orchestrator/metrics.py", "orchestrator/submit.py")
+    }
+    assert importers("orchestrator", "ray.job_submission") == {"orchestrator/submit.py"}
 
 
 @pytest.mark.parametrize("package", ["workers", "orchestrator"])

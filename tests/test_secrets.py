@@ -286,11 +286,13 @@ def test_a_whole_job_leaves_no_key_in_outputs_logs_or_objects(server: ObjectStor
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     token = uuid.uuid4().hex * 2
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "PYTHONPATH": str(Path(__file__).parents[1])}
-    command = [sys.executable, "-m", "orchestrator.cli", "-v", "certify", "job.yaml", "--json"]
+    command = [sys.executable, "-m", "orchestrator.cli", "-v", "--log-format", "json", "certify", "job.yaml", "--json"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["complete"] is True
-    assert "botocore.credentials Found credentials" in done.stderr
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert all("run" in line for line in lines)
+    assert any(line["logger"] == "botocore.credentials" and "Found credentials" in line["message"] for line in lines)
     kept = stored(open_store(uri))
     assert len(kept) == 4
     hidden(done.stdout, done.stderr, *kept, secrets=(SECRET_KEY, token, *SIGNED))

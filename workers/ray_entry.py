@@ -16,18 +16,20 @@ import pyarrow.compute as pc
 import ray
 import ray.train
 import ray.train.torch
+import ray.util.metrics
 import ray.util.queue
 import torch
 from torch import nn
 
 from stn_core.models import Normalized, weights_sha256
-from workers import counts_table, layout
+from workers import counts_table, layout, retries
 from workers.committed import read_committed
 from workers.counting import CountJob, count_images, load_model, read_images
 from workers.images import ImageSet, Index, UnreadableImage, indexed, open_dataset
 from workers.settings import Encoded
 from workers.store import ObjectMissing
 from workers.training import STATE, Epoch, TrainJob, train
+from workers.versions import check_pinned
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class CountingActor:
     """
 
     def __init__(self, job: CountJob) -> None:
+        check_pinned()
         _add_import_paths(job.import_paths)
         torch.set_num_threads(job.threads)
         # Recorded as float32, so not to be TensorFloat-32 on the quiet.
@@ -77,6 +80,8 @@ class CountingActor:
         model = load_model(job.model, job.num_classes, job.store.options)
         self._check(model)
         self._model = model.to(self._device)
+        self._s3_retries = ray.util.metrics.Counter(retries.METRIC, retries.MEANING, tag_keys=("run",))
+        self._s3_retries.set_default_tags({"run": job.store.run})
 
     def _open_images(self) -> ImageSet:
         dataset, options = self._job.dataset, self._job.store.options
@@ -159,7 +164,10 @@ class CountingActor:
         with self._committing:
             if self._stopped:
                 raise Stopped("the driver is stopping")
-            return self._store.create(key, content)
+            first = self._store.create(key, content)
+        if repeated := retries.take():
+            self._s3_retries.inc(repeated)
+        return first
 
     def _receipt(self, shard: int, table: pa.Table, first: bool) -> Receipt:
         draws = sum(table["draws"].to_pylist()) + sum(table["selection_draws"].to_pylist())
@@ -168,6 +176,7 @@ class CountingActor:
 
 def train_loop(config: dict[str, Any]) -> None:
     """Ray Train's entry: the training loop under its session."""
+    check_pinned()
     job: TrainJob = config["job"]
     _add_import_paths(job.import_paths)
     torch.set_num_threads(job.threads)

@@ -29,7 +29,7 @@ from botocore.exceptions import (
 )
 
 from stn_core.naming import one_line
-from workers import layout
+from workers import layout, retries
 from workers.store import (
     ObjectMissing,
     S3Options,
@@ -95,6 +95,7 @@ class S3Store:
             session = boto3.session.Session()
             self._credentials = session.get_credentials()
             self._client: Any = session.client("s3", endpoint_url=options.endpoint_url, config=config)
+            self._client.meta.events.register("request-created.s3", _count_repeated)
             # The spec is checked when it is read; the environment and AWS's files may say it too.
             check_endpoint(self._client.meta.endpoint_url)
 
@@ -122,6 +123,7 @@ class S3Store:
                         raise StoreError(f"{self.uri}: this server has no conditional writes; {_ALONE}") from None
                     if status != 409 or attempt == _ATTEMPTS - 1:
                         raise
+                    retries.repeated()
                     time.sleep(_PAUSE_S)  # another writer is at it: whoever is first will show
         raise AssertionError("unreachable")
 
@@ -144,6 +146,7 @@ class S3Store:
                 except (HTTPClientError, OSError):
                     if attempt == _READ_ATTEMPTS - 1:
                         raise
+                    retries.repeated()
                     time.sleep(_PAUSE_S * 2**attempt)
         raise AssertionError("unreachable")
 
@@ -283,6 +286,11 @@ class S3Store:
                 if secret and len(secret) >= _SHORTEST_SECRET:
                     text = text.replace(secret, "…")
         return one_line(StoreError(_SIGNED.sub("…", text)))
+
+
+def _count_repeated(request: Any, **_: Any) -> None:
+    if request.context.get("retries", {}).get("attempt", 1) > 1:
+        retries.repeated()
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from orchestrator import logs
 from orchestrator.errors import SpecError, StnError, TrainingError, WorkersError
 from orchestrator.spec import Spec, load_spec
 from workers.store import StoreError
@@ -80,7 +81,10 @@ def _interrupt(*_: object) -> None:
 
 def say(text: str) -> None:
     """A line on standard error."""
-    click.echo(text, err=True)
+    if logs.as_json():
+        logs.record(text)
+    else:
+        click.echo(text, err=True)
 
 
 spec_argument = click.argument("spec", type=click.Path(path_type=Path))

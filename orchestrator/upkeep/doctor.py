@@ -13,7 +13,7 @@ from pathlib import Path
 from orchestrator.address import silent
 from orchestrator.errors import RunError, SpecError, WorkersError
 from orchestrator.plan import Plan, difference
-from orchestrator.resolve import resolve, versions
+from orchestrator.resolve import resolve
 from orchestrator.runs import check_no_import, counted_shards, read_plan
 from orchestrator.spec import Spec
 from orchestrator.upkeep import machine
@@ -27,6 +27,7 @@ from workers.images import DatasetError, ImageSet, UnreadableImage, open_dataset
 from workers.selection import selected
 from workers.settings import Digits
 from workers.store import LocalStore, Store, StoreError
+from workers.versions import versions
 
 #: What must be the same on every machine that works on a run.
 _SAME = ("python", "stn", "ray", "torch")

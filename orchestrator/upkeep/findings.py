@@ -74,5 +74,5 @@ class _Silent:
     def advance(self, amount: int) -> None:
         pass
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, **fields: object) -> None:
         pass

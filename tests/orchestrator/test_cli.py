@@ -25,7 +25,7 @@ from tests.orchestrator.runs import MadeRun, mnist_spec
 from workers import layout
 
 COMMANDS = (
-    *("train", "plan", "certify", "sweep", "paper", "status", "reduce", "report"),
+    *("train", "plan", "certify", "submit", "sweep", "paper", "status", "reduce", "report"),
     *("import-cohen", "gc", "doctor", "verify"),
 )
 

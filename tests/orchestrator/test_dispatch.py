@@ -159,8 +159,8 @@ def test_shards_are_begun_in_the_order_given() -> None:
 
 def test_every_event_is_observed_in_order() -> None:
     seen: list[News] = []
-    dispatch([0, 1], FakePool(only({1: "fail"})), Policy(workers=1, max_attempts=2), seen.append)
-    assert [type(event).__name__ for event in seen] == ["Started", "Counted", "Failed", "Failed"]
+    dispatch([0, 1], FakePool(only({1: "fail"})), Policy(workers=1, max_attempts=2), lambda news, _: seen.append(news))
+    assert [type(event).__name__ for event in seen] == ["Started", "Counted", "Failed", "Failed", "GivenUp"]
 
 
 def test_a_worker_that_starts_late_helps() -> None:
@@ -353,7 +353,7 @@ def test_counted_and_given_up_are_all_shards_and_none_is_both(
     counted: list[int] = []
     bad: Counter[int] = Counter()
 
-    def observe(event: News) -> None:
+    def observe(event: News, _: Facts) -> None:
         match event:
             case Counted():
                 counted.append(event.shard)

@@ -405,7 +405,9 @@ def test_exactly_these_calls_are_made(name: str) -> None:
     script = SCRIPTS[name]
     pool = Scripted(script)
     seen: list[News] = []
-    outcome = dispatch(range(script.shards), pool, script.policy, seen.append, clock=lambda: pool.now)
+    outcome = dispatch(
+        range(script.shards), pool, script.policy, lambda news, _: seen.append(news), clock=lambda: pool.now
+    )
     assert pool.over(), "the work ended before the script"
     assert [*pool.made, tuple(pool.calls)] == [step.calls for step in script.steps]
     assert outcome == script.outcome

@@ -11,13 +11,14 @@ import torch
 import torchvision
 
 from orchestrator.errors import SpecError
-from orchestrator.resolve import Resolved, code_sha256, resolve, versions
+from orchestrator.resolve import Resolved, code_sha256, resolve
 from orchestrator.spec import validate
 from stn_core.models import build_network, declared, weights_sha256
 from tests.networks import tiny
 from tests.orchestrator.runs import MadeRun, digits_spec, mnist_spec, parquet_spec
 from tests.workers.samples import cached_weights, encoded, noise_image, write_folder, write_parquet
 from workers.settings import Normalization
+from workers.versions import versions
 
 
 def resolved(spec: dict[str, Any]) -> Resolved:

@@ -11,6 +11,7 @@ import pytest
 
 from tests.fault_proxy import Fault, Proxy, fault_proxy
 from tests.object_store import BUCKET, SECRET_KEY, ObjectStore
+from workers import retries
 from workers.s3 import S3Store
 from workers.store import ObjectMissing, S3Options, StoreError, open_store
 
@@ -57,19 +58,24 @@ def test_a_create_that_came_second_is_told_from_one_whose_answer_was_lost(proxy:
 def test_a_request_that_fails_once_is_repeated(proxy: Proxy, prefix: str, method: str, fault: Fault) -> None:
     once(proxy, method, fault)
     store = S3Store(prefix)
+    retries.take()
     store.replace("a", b"1")
     assert store.exists("a")
     assert store.read("a") == b"1"
     assert [found.key for found in store.list("")] == ["a"]
     store.delete("a")
     assert not store.exists("a")
+    assert retries.take() == 1
+    assert retries.take() == 0
 
 
 def test_a_body_that_breaks_off_is_fetched_again(proxy: Proxy, prefix: str) -> None:
     content = bytes(range(256)) * 4096
     S3Store(prefix).create("a", content)
     once(proxy, "GET", "truncated")
+    retries.take()
     assert S3Store(prefix).read("a") == content
+    assert retries.take() == 1
 
 
 def test_a_server_that_honours_conditions_passes_the_probe_and_keeps_nothing_of_it(prefix: str) -> None:
