@@ -108,10 +108,9 @@ class User:
             end(forwarding)
 
     def submit(self, spec: Path, run: str, *options: str) -> str:
-        """Submit the job to the cluster."""
+        """Submit the job to the cluster: what `stn submit` prints."""
         with self.dashboard() as address:
-            job = ("--", "stn", "certify", str(spec), "--run", run)
-            return self.ray("job", "submit", f"--address={address}", *options, *job)
+            return self.run("orchestrator.cli", "submit", spec, "--run", run, "--address", address, *options)
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +218,7 @@ def test_a_job_outlives_a_machine_and_the_head(
     user.ray("get-auth-token", "--generate")
     user.ray("up", "--yes", "--no-config-cache", user.cluster)
     wait_for(workers_up, "workers", 120)
-    user.submit(spec, f"{bucket}/disturbed", "--no-wait")
+    user.submit(spec, f"{bucket}/disturbed")
 
     wait_for(lambda: counted() >= 3, "third shard", 180)
     network.kill(lost)
@@ -232,7 +231,7 @@ def test_a_job_outlives_a_machine_and_the_head(
     network.boot(head)
     network.boot(lost)
     user.ray("up", "--yes", "--no-config-cache", user.cluster)
-    said = user.submit(spec, f"{bucket}/disturbed")
+    said = user.submit(spec, f"{bucket}/disturbed", "--follow")
     assert "certified accuracy" in said
     assert {key: run.read(key) for key in kept} == kept, "what was committed is kept as it was"
 

@@ -100,7 +100,7 @@ def test_the_source_and_the_users_module_travel_and_nothing_else(tmp_path: Path)
     packages = [there / name for name in ("orchestrator", "stn_core", "workers")]
     source = {path.relative_to(there) for package in packages for path in package.rglob("*") if path.is_file()}
     root = Path(submit.__file__).parents[1]
-    assert {path.suffix for path in source} == {".py", ".j2"}
+    assert {path.suffix for path in source} == {".py", ".j2", ".txt"}
     assert all((there / path).read_bytes() == (root / path).read_bytes() for path in source)
     assert len(code_sha256()) == 64
     assert sum(path.suffix == ".py" for path in source) == sum(
