@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
 import secrets
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -63,6 +65,9 @@ _MAX_FAILURES = 3
 _RESIZE_CHECKPOINTS = 3.5
 _RESIZE_S = 10.0
 
+#: What Ray imports to see whether ``ray[default]`` is installed.
+_EXTRA = "ray.dashboard.optional_deps"
+
 #: Workers exchange shard numbers and receipts only.
 _OBJECT_STORE_BYTES = 128 * 2**20
 
@@ -109,7 +114,10 @@ def cluster(cpus: int) -> Iterator[Capacity]:
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         # "local" says it: a stale address file must not turn an embedded cluster into a connection.
-        ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **({} if address else embedded))
+        with contextlib.nullcontext() if address else _light():
+            ray.init(
+                address or "local", log_to_driver=False, logging_level=logging.ERROR, **({} if address else embedded)
+            )
     except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
         place = f"at {address} (--address or $RAY_ADDRESS)" if address else "can be started on this machine"
         raise WorkersError(f"no Ray cluster {place}: {_last_line(str(error))}") from error
@@ -126,6 +134,22 @@ def _sizes(nodes: list[dict[str, Any]]) -> tuple[tuple[int, int], ...]:
     """CPUs and GPUs of each of Ray's nodes that is alive."""
     resources = [node["Resources"] for node in nodes if node["Alive"]]
     return tuple((int(own.get("CPU", 0)), int(own.get("GPU", 0))) for own in resources)
+
+
+@contextmanager
+def _light() -> Iterator[None]:
+    """Let Ray start without what ``ray[default]`` adds: a second more for each cluster, for a dashboard nobody sees.
+
+    Ray looks whether that extra is installed by importing one module, and has no setting to the same effect.
+    """
+    before = sys.modules.get(_EXTRA)
+    sys.modules[_EXTRA] = None  # type: ignore[assignment]  # as Python marks what cannot be imported
+    try:
+        yield
+    finally:
+        del sys.modules[_EXTRA]
+        if before is not None:
+            sys.modules[_EXTRA] = before
 
 
 class ActorPool:
