@@ -10,10 +10,10 @@ import re
 from dataclasses import dataclass
 
 from orchestrator import epochs, logs
-from orchestrator.cluster import hire_actors
 from orchestrator.crew import Device, Hire, Task
 from orchestrator.dispatch import Counted, Died, Failed, GivenUp, News, Outcome, Slow, Stalled, dispatch
 from orchestrator.errors import RunError
+from orchestrator.on_ray.actors import hire_actors
 from orchestrator.plan import Plan, difference
 from orchestrator.policy import Facts, Policy
 from orchestrator.presence import announced

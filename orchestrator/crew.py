@@ -33,7 +33,7 @@ class Crew:
 
 
 class Hire(Protocol):
-    """``orchestrator.cluster.hire_actors``, or something in its place."""
+    """``orchestrator.on_ray.actors.hire_actors``, or something in its place."""
 
     def __call__(
         self, make_job: Callable[[Device], CountJob], task: Task, resources: Resources, warn: Callable[[str], None]

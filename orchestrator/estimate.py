@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from orchestrator.cluster import Capacity, workers_for
+from orchestrator.on_ray.actors import workers_for
+from orchestrator.on_ray.cluster import Capacity
 from orchestrator.resolve import Resolved
 from stn_core.votes import count_votes, default_batch_size
 from workers import counts_table

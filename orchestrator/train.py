@@ -16,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 
 from orchestrator import epochs
-from orchestrator.cluster import Capacity, cluster, fit
 from orchestrator.errors import SpecError, TrainingInterrupted
+from orchestrator.on_ray.cluster import Capacity, cluster
+from orchestrator.on_ray.training import fit
 from orchestrator.resolve import held_to_versions
 from orchestrator.spec import Spec
 from stn_core.dual import check_network

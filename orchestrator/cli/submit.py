@@ -18,7 +18,7 @@ from orchestrator.cli.shell import (
     spec_argument,
 )
 from orchestrator.errors import SpecError
-from orchestrator.submit import Command, Jobs, job_of, to_be_shared
+from orchestrator.on_ray.jobs import Command, Jobs, job_of, to_be_shared
 
 #: What a shell exits with where there is no such command.
 _NOT_FOUND = 127
@@ -66,11 +66,11 @@ def submit(
     """
     if not address:
         raise SpecError("--address is missing: name the head's dashboard, http://HEAD:8265")
-    options = [*_typed("--run", run), *_typed("--limit", limit)]
-    options += [option for option, given in _flags(single_writer, retry_failed).items() if given]
-    if task == "train" and options:
-        raise SpecError(f"`stn train` has no {options[0]}: leave it out, or --command train")
-    options += [word for override in overrides for word in ("--set", override)]
+    flags = {"--single-writer": single_writer, "--retry-failed": retry_failed}
+    options = [option for option, given in flags.items() if given]
+    others = [option for option, value in {"--run": run, "--limit": limit}.items() if value is not None]
+    if task == "train" and others + options:
+        raise SpecError(f"`stn train` has no {(others + options)[0]}: leave it out, or --command train")
     loaded = load(spec, overrides, run, limit)
     job = job_of(loaded, task, spec, options)
     jobs = Jobs(address)
@@ -94,14 +94,6 @@ def submit(
     if code == _NOT_FOUND:
         say("the head does not know the command `stn`: install it there, and start Ray with it on the PATH")
     return code
-
-
-def _typed(option: str, value: object) -> list[str]:
-    return [] if value is None else [option, str(value)]
-
-
-def _flags(single_writer: bool, retry_failed: bool) -> dict[str, bool]:
-    return {"--single-writer": single_writer, "--retry-failed": retry_failed}
 
 
 def _stop(job: str, address: str) -> str:

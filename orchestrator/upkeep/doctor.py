@@ -88,7 +88,7 @@ def _examine_cluster(address: str, here: Machine) -> Iterator[Finding]:
         yield Finding(f"cluster at {address}", f"{silence}: start Ray there, or correct --address or $RAY_ADDRESS")
         return
     # Importing Ray takes seconds, and without a cluster there is nothing for it to do.
-    from orchestrator.cluster import ask_nodes, cluster
+    from orchestrator.on_ray.cluster import ask_nodes, cluster
 
     packages = tuple(name for name in here.versions if name != "python")
     try:

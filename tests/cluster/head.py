@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import orchestrator.cluster  # noqa: F401 - sets a token
+import orchestrator.on_ray.cluster  # noqa: F401 - sets a token
 from tests.cluster.stn import ROOT
 
 _READY_S = 90.0
@@ -48,7 +48,7 @@ class Head:
 @contextlib.contextmanager
 def ray_head(cpus: int) -> Iterator[Head]:
     """A head with so many CPUs, in a process group and a folder of its own, which knows nothing of this source tree."""
-    # This process's own, so that it is let in: Ray reads it once. Importing orchestrator.cluster sets it.
+    # This process's own, so that it is let in: Ray reads it once. Importing orchestrator.on_ray.cluster sets it.
     token = {name: os.environ[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
     port, dashboard, metrics = _free_ports(3)
     outside = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_"))}

@@ -22,8 +22,8 @@ from PIL import Image
 
 from orchestrator.certify import certify_run
 from orchestrator.cli import main
+from orchestrator.on_ray.jobs import Jobs, job_of
 from orchestrator.spec import load_spec
-from orchestrator.submit import Jobs, job_of
 from tests.cluster.head import Head, ray_head
 from tests.cluster.stn import counts, shards, wait_for, write_spec
 from tests.orchestrator.inline import hire_inline

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from orchestrator.cluster import Capacity
 from orchestrator.crew import Crew, Device, Task
 from orchestrator.dispatch import Counted, Event, Started
+from orchestrator.on_ray.cluster import Capacity
 from orchestrator.spec import Resources
 from workers.counting import CountJob
 from workers.ray_entry import CountingActor
@@ -80,7 +80,7 @@ class _Session:
 
 
 def fit_inline(job: TrainJob, *, observe: Callable[[tuple[Epoch, ...]], None], **_: Any) -> bytes:
-    """In place of ``orchestrator.cluster.fit``."""
+    """In place of ``orchestrator.on_ray.training.fit``."""
     session = _Session(observe)
     train(job, session)
     return session.state
@@ -88,5 +88,5 @@ def fit_inline(job: TrainJob, *, observe: Callable[[tuple[Epoch, ...]], None], *
 
 @contextmanager
 def no_cluster(cpus: int) -> Iterator[Capacity]:
-    """In place of ``orchestrator.cluster.cluster``."""
+    """In place of ``orchestrator.on_ray.cluster.cluster``."""
     yield Capacity(((cpus, 0),))

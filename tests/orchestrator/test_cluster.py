@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.cluster import Capacity, _death, _last_line, workers_for
 from orchestrator.errors import SpecError
+from orchestrator.on_ray.actors import _death, workers_for
+from orchestrator.on_ray.cluster import Capacity, last_line
 from orchestrator.spec import Resources
 
 # As Ray 2.60 says it, shortened.
@@ -106,4 +107,4 @@ def test_more_gpus_than_there_can_be() -> None:
     ],
 )
 def test_the_cause_of_a_failed_training_is_told_as_it_is_told_elsewhere(text: str, cause: str) -> None:
-    assert _last_line(text) == cause
+    assert last_line(text) == cause

@@ -22,10 +22,10 @@ import torch
 import yaml
 from click.testing import CliRunner, Result
 
-from orchestrator import cluster
 from orchestrator.cli import main
-from orchestrator.cluster import Answer
 from orchestrator.errors import WorkersError
+from orchestrator.on_ray import cluster
+from orchestrator.on_ray.cluster import Answer
 from orchestrator.reduce import reduce_run
 from orchestrator.resolve import code_sha256
 from orchestrator.tables import View

@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from orchestrator.metrics import COUNTERS, GAUGES
+from orchestrator.on_ray.metrics import COUNTERS, GAUGES
 
 DASHBOARD = json.loads((Path(__file__).parents[2] / "deploy" / "grafana.json").read_text())
 #: As Ray exports them.

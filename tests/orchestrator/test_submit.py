@@ -14,29 +14,33 @@ from typing import Any
 
 import pytest
 import ray
+import yaml
 
-from orchestrator import submit
 from orchestrator.errors import SpecError, WorkersError
+from orchestrator.on_ray import jobs as handing
+from orchestrator.on_ray.jobs import Job, Jobs, job_of, pack, to_be_shared
 from orchestrator.resolve import code_sha256, resolve
-from orchestrator.spec import validate
-from orchestrator.submit import Job, Jobs, job_of, pack, to_be_shared
+from orchestrator.spec import load_spec, validate
 from tests.orchestrator.runs import digits_spec
 from workers.versions import PINNED, OtherVersions, check_pinned, pinned, versions
 
 HERE = Path("job.yaml")
-CERTIFY = Job("certify", HERE, (), "s3://bucket/run", "")
+ROOT = Path(__file__).parents[2]
 
 
 def spec(**sections: Any) -> Any:
     return validate(digits_spec(**{"store": {"run": "s3://bucket/run"}, **sections}), "job.yaml")
 
 
+CERTIFY = Job("certify", "job.yaml", spec(), (), "s3://bucket/run", "")
+
+
 # --- The job -------------------------------------------------------------------------------------------------------
 
 
 def test_the_entrypoint_is_the_command_as_it_would_be_typed() -> None:
-    job = job_of(spec(), "certify", Path("specs/my job.yaml"), ("--set", "noise={kind: laplace, scale: 1}"))
-    assert shlex.split(job.entrypoint) == ["stn", "certify", "my job.yaml", "--set", "noise={kind: laplace, scale: 1}"]
+    job = job_of(spec(), "certify", Path("specs/my job.yaml"), ("--retry-failed",))
+    assert shlex.split(job.entrypoint) == ["stn", "certify", "my job.yaml", "--retry-failed"]
 
 
 def test_every_job_has_an_id_of_its_own_that_names_its_run() -> None:
@@ -91,15 +95,14 @@ def test_the_source_and_the_users_module_travel_and_nothing_else(tmp_path: Path)
     for name in ("mine/net.py", "mine/data/words.txt", "mine/__pycache__/net.pyc", "mine/.git/x", "other.py", "runs/x"):
         (here / name).parent.mkdir(parents=True, exist_ok=True)
         (here / name).write_text("content")
-    (here / "job.yaml").write_text("spec")
     there.mkdir()
-    pack(Job("certify", here / "job.yaml", (), "s3://bucket/run", "mine.net"), here, there)
+    pack(Job("certify", "job.yaml", spec(), (), "s3://bucket/run", "mine.net"), here, there)
     assert sorted(path.name for path in there.iterdir()) == ["job.yaml", "mine", "orchestrator", "stn_core", "workers"]
     files = sorted(path.relative_to(there / "mine").as_posix() for path in (there / "mine").rglob("*"))
     assert files == ["data", "data/words.txt", "net.py"]
     packages = [there / name for name in ("orchestrator", "stn_core", "workers")]
     source = {path.relative_to(there) for package in packages for path in package.rglob("*") if path.is_file()}
-    root = Path(submit.__file__).parents[1]
+    root = Path(handing.__file__).parents[2]
     assert {path.suffix for path in source} == {".py", ".j2", ".txt"}
     assert all((there / path).read_bytes() == (root / path).read_bytes() for path in source)
     assert len(code_sha256()) == 64
@@ -113,11 +116,23 @@ def test_a_module_of_one_file_travels_and_an_installed_one_does_not(tmp_path: Pa
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()
     there.mkdir()
-    for name in ("alone.py", "job.yaml"):
-        (here / name).write_text("content")
-    pack(Job("certify", here / "job.yaml", (), "s3://bucket/run", module), here, there)
+    (here / "alone.py").write_text("content")
+    pack(Job("certify", "job.yaml", spec(), (), "s3://bucket/run", module), here, there)
     travelled = {path.name for path in there.iterdir()} - {"orchestrator", "stn_core", "workers", "job.yaml"}
     assert travelled == ({"alone.py"} if module == "alone" else set())
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_spec_travels_as_it_was_read_here_and_says_no_more(tmp_path: Path, path: Path) -> None:
+    (tmp_path / "numbers.txt").write_text("3\n1\n")
+    changes = [f"dataset.indices={tmp_path}/numbers.txt", "store.run=s3://bucket/run"]
+    loaded = load_spec(path, changes)
+    pack(Job("certify", "job.yaml", loaded, (), "s3://bucket/run", ""), tmp_path, tmp_path)
+    assert load_spec(tmp_path / "job.yaml") == loaded
+    assert loaded.dataset.indices == (1, 3)
+    said = json.loads((tmp_path / "job.yaml").read_text())
+    assert said.keys() == yaml.safe_load(path.read_text()).keys()
+    assert "endpoint_url" not in said["store"]
 
 
 # --- Versions ------------------------------------------------------------------------------------------------------
@@ -162,8 +177,8 @@ class _Version(BaseHTTPRequestHandler):
 @pytest.fixture
 def dashboard(monkeypatch: pytest.MonkeyPatch) -> Iterator[HTTPServer]:
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")  # to be undone
-    monkeypatch.setattr(submit, "_RETRY_S", 0.01)
-    levels = [(logger, logger.level) for logger in map(logging.getLogger, submit._CHATTY)]
+    monkeypatch.setattr(handing, "_RETRY_S", 0.01)
+    levels = [(logger, logger.level) for logger in map(logging.getLogger, handing._CHATTY)]
     with HTTPServer(("127.0.0.1", 0), _Version) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
@@ -178,7 +193,7 @@ def test_a_head_that_is_gone_is_given_up_in_one_line(dashboard: HTTPServer, monk
     jobs = Jobs(f"http://127.0.0.1:{dashboard.server_address[1]}")
     dashboard.shutdown()
     dashboard.socket.close()
-    monkeypatch.setattr(submit, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(handing, "_PATIENCE_S", 0.05)
     with pytest.raises(WorkersError, match="job x may go on; the same command follows it again"):
         jobs.follow("x", print, print)
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from orchestrator import epochs, train
-from orchestrator.cluster import Capacity
 from orchestrator.errors import SpecError, TrainingError, TrainingInterrupted
+from orchestrator.on_ray.cluster import Capacity
 from orchestrator.spec import Spec, validate
 from orchestrator.train import Trained, on_gpus, prepare, train_model
 from tests.fault_proxy import Proxy, fault_proxy

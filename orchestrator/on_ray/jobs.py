@@ -34,6 +34,7 @@ from orchestrator.address import silent
 from orchestrator.errors import SpecError, WorkersError
 from orchestrator.spec import Spec
 from stn_core.naming import one_line
+from workers.settings import PLACES
 from workers.versions import PINNED, pinned
 
 #: What a job runs on the head.
@@ -61,14 +62,16 @@ class Job:
 
     Attributes:
         command: which command the head runs.
-        spec: the spec's file.
-        options: the command's options, as they would be typed.
+        name: of the spec's file.
+        spec: what it says, with options applied and files of numbers read: where the job runs, there are none.
+        options: of the command, besides those that change the spec.
         makes: where what the job makes is kept: two jobs that agree here are at the same work.
         module: what the spec's network is imported from; empty where it needs no import.
     """
 
     command: Command
-    spec: Path
+    name: str
+    spec: Spec
     options: tuple[str, ...]
     makes: str
     module: str
@@ -76,7 +79,7 @@ class Job:
     @property
     def entrypoint(self) -> str:
         """The command line that the head runs."""
-        return shlex.join(["stn", self.command, self.spec.name, *self.options])
+        return shlex.join(["stn", self.command, self.name, *self.options])
 
     def new_id(self) -> str:
         """A name that no other job has, by which a person knows this one."""
@@ -102,7 +105,7 @@ def job_of(spec: Spec, command: Command, path: Path, options: Sequence[str]) -> 
             )
     makes = spec.store.run if command == "certify" else str(spec.model.checkpoint)
     module = spec.model.name.partition(":")[0] if ":" in spec.model.name else ""
-    return Job(command, path, tuple(options), makes.rstrip("/"), module)
+    return Job(command, path.name, spec, tuple(options), makes.rstrip("/"), module)
 
 
 def to_be_shared(spec: Spec, command: Command) -> list[str]:
@@ -114,18 +117,19 @@ def _places(spec: Spec, command: Command) -> dict[str, str]:
     """Where a command reads and writes, by the spec's keys."""
     found: dict[str, Any] = {"model.checkpoint": spec.model.checkpoint}
     if command == "certify":
-        found |= {"store.run": spec.store.run, "dataset.path": getattr(spec.dataset, "path", None)}
+        found["store.run"] = spec.store.run
+        found |= {f"dataset.{name}": getattr(spec.dataset, name, None) for name in sorted(PLACES)}
     elif spec.training is not None:
-        found |= {
-            "training.dataset.path": getattr(spec.training.dataset, "path", None),
-            "training.validation.path": getattr(spec.training.validation, "path", None),
-        }
-    return {key: str(place) for key, place in found.items() if place is not None}
+        for key in ("dataset", "validation"):
+            section = getattr(spec.training, key)
+            found |= {f"training.{key}.{name}": getattr(section, name, None) for name in sorted(PLACES)}
+    return {key: str(place) for key, place in found.items() if place is not None and place != "imagenet"}
 
 
 def pack(job: Job, here: Path, folder: Path) -> None:
     """Copy into ``folder`` what a job takes along: its spec, this project's source, the user's module in ``here``."""
-    shutil.copy(job.spec, folder / job.spec.name)
+    # JSON is YAML. What was not said stays unsaid: the cluster has defaults of its own, such as its environment's.
+    (folder / job.name).write_text(job.spec.model_dump_json(exclude_unset=True, indent=2))
     sources = [Path(str(package.__file__)).parent for package in (stn_core, workers, orchestrator)]
     top = job.module.partition(".")[0]
     if top:
