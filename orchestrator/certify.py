@@ -149,8 +149,14 @@ def _settle(store: Store, plan: Plan) -> Plan:
 
 def _keep_index(store: Store, images: ImageSet) -> None:
     """Leave the data set's index where workers find it, and the next call of this command."""
-    if isinstance(images, EncodedImages) and not store.exists(layout.INDEX):
-        store.create(layout.INDEX, images.index.content.to_pybytes())
+    if not isinstance(images, EncodedImages):
+        return
+    try:
+        kept = read_index(store)
+    except RunError:
+        kept = None
+    if kept is None or (kept.digest, kept.source) != (images.index.digest, images.index.source):
+        store.replace(layout.INDEX, images.index.content.to_pybytes())
 
 
 def _keep_training(store: Store, spec: Spec) -> None:

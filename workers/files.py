@@ -146,10 +146,11 @@ class S3Files:
         self._reader = reader
 
     def list(self) -> Sequence[File]:
-        return [File(child.key, child.size) for child in self._children() if isinstance(child, StoredObject)]
+        found = (File(child.key, child.size) for child in self._children() if isinstance(child, StoredObject))
+        return sorted(found, key=lambda file: file.name)
 
     def folders(self) -> Sequence[str]:
-        return [child for child in self._children() if isinstance(child, str)]
+        return sorted(child for child in self._children() if isinstance(child, str))
 
     def _children(self) -> Sequence[StoredObject | str]:
         # The prefix itself may be an object, made to look like a folder.

@@ -62,8 +62,8 @@ def indexed(dataset: EncodedDataset, options: S3Options | None, index: Index) ->
     """Encoded images by their index alone: nothing is looked for. Raises StoreError."""
     files = open_files(base(dataset, options), options)
     if isinstance(dataset, ParquetImages):
-        return EncodedImages(dataset, index, TableReader(files, dataset.image_column))
-    return EncodedImages(dataset, index, FileReader(files))
+        return EncodedImages(dataset, index, TableReader(files, dataset.image_column, index.containers))
+    return EncodedImages(dataset, index, FileReader(files, index.containers))
 
 
 @dataclass(frozen=True)

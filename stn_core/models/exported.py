@@ -40,6 +40,46 @@ _ON_NUMBERS: dict[str, Callable[..., Any]] = {
     **{f"torch.{name}": getattr(torch, name) for name in ("sym_int", "sym_float", "sym_max", "sym_min", "sym_not")},
 }
 
+#: Operators that compute on tensors, besides those that PyTorch calls its core: what networks export before they are
+#: decomposed. None reaches files or memory that is not its arguments'.
+_MORE = frozenset(
+    (
+        *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "add_", "avg_pool1d", "baddbmm"),
+        *("batch_norm", "chunk", "clamp_", "clamp_min", "concat", "contiguous", "conv1d", "conv2d", "conv3d"),
+        *("conv_transpose2d", "div_", "dropout", "dropout_", "einsum", "elu_", "expand_as", "feature_dropout"),
+        *("fill_", "flatten", "gelu_", "group_norm", "hardsigmoid", "hardsigmoid_", "hardswish", "hardswish_"),
+        *("hardtanh_", "instance_norm", "layer_norm", "leaky_relu_", "lift_fresh_copy", "linalg_vector_norm"),
+        *("linear", "log_softmax", "masked_fill", "matmul", "max_pool1d", "max_pool2d", "mish", "mish_"),
+        *("movedim", "mul_", "narrow", "new_ones", "new_zeros", "numpy_T", "ones_like", "pad", "pixel_shuffle"),
+        *("relu6", "relu_", "repeat_interleave", "reshape", "rms_norm", "roll", "rsub"),
+        *("scaled_dot_product_attention", "selu", "selu_", "sigmoid_", "silu", "silu_", "softmax", "softplus"),
+        *("split", "square", "stack", "sub_", "swapaxes", "swapdims", "t", "tanh_", "to", "transpose", "type_as"),
+        *(
+            "unbind",
+            "unflatten",
+            "unsqueeze_",
+            "where",
+            "zero_",
+            "zeros_like",
+            "zeros",
+            "ones",
+            "new_full",
+            "full",
+            "tile",
+            "norm",
+            "expand",
+        ),
+    )
+)
+
+#: Core ones that draw at random, or show memory that nobody has written.
+_NEVER = frozenset(
+    (
+        *("as_strided", "bernoulli", "empty", "empty_like", "empty_strided", "native_dropout"),
+        *("rand", "rand_like", "randint", "randint_like", "randn", "randn_like", "randperm", "resize_"),
+    )
+)
+
 _DYNAMIC = "dynamic_shapes=({0: torch.export.Dim('batch')},)"
 
 
@@ -130,7 +170,7 @@ class Exported(nn.Module):
         if batch.most is not None:
             up_to = "exactly" if batch.least == batch.most else "at most"
             raise Unfit(f"takes batches of {up_to} {batch.most} images: export it for any number, {_DYNAMIC}")
-        self._steps = _steps(graph["nodes"], self._logits)
+        self._steps = _steps(graph["nodes"], self._logits, {*self._inputs, self._images})
         self._graph = json.dumps(
             [signature, [[node["target"], node["inputs"], node["outputs"]] for node in graph["nodes"]]], sort_keys=True
         ).encode()
@@ -192,8 +232,8 @@ def _size(size: Mapping[str, Any], limits: Mapping[str, Any]) -> _Size:
     return _Size(limit.get("min_val") or 0, limit.get("max_val"))
 
 
-def _steps(nodes: Sequence[Mapping[str, Any]], logits: str) -> list[_Step]:
-    """The operators in order, each with the values that may be forgotten after it."""
+def _steps(nodes: Sequence[Mapping[str, Any]], logits: str, owned: set[str]) -> list[_Step]:
+    """The operators in order, each with the values that may be forgotten after it; none writes to those ``owned``."""
     steps: list[_Step] = []
     needed = {logits}
     for node in reversed(nodes):
@@ -204,6 +244,10 @@ def _steps(nodes: Sequence[Mapping[str, Any]], logits: str) -> list[_Step]:
         if any(name in ("train", "training", "dropout_p") and value for name, value in arguments):
             raise Unfit("was exported in training: call network.eval() before torch.export.export")
         by_name = node["target"].startswith("torch.ops.")
+        schema: Any = getattr(apply, "_schema", None)
+        written = {one.name for one in schema.arguments if one.is_write} if schema else set()
+        if any(owned.intersection(_names(value)) for name, value in arguments if name in written):
+            raise Unfit(f"changes its own weights by {node['target']}")
         results, single = _results(node["outputs"])
         used = {name for _, value in arguments for name in _names(value)}
         last = [*(used - needed), *(name for name in results if name not in needed | used)]
@@ -227,10 +271,17 @@ def _operator(target: str) -> Callable[..., Any]:
     known = re.fullmatch(r"torch\.ops\.aten\.(\w+)\.(\w+)", target)
     if known is None:
         raise Unfit(f"uses {target}, and only PyTorch's own operators (aten) are followed")
-    found: Any = getattr(getattr(torch.ops.aten, known[1]), known[2])
-    if any(argument.name == "filename" for argument in found._schema.arguments):
-        raise Unfit(f"uses {target}, which touches files")
+    if known[1] not in _MORE and (known[1] in _NEVER or not _is_core(known[1])):
+        raise Unfit(f"uses {target}, which is not among the operators that are followed")
+    found: Callable[..., Any] = getattr(getattr(torch.ops.aten, known[1]), known[2])
     return found
+
+
+def _is_core(name: str) -> bool:
+    operators = getattr(torch.ops.aten, name, None)
+    if not isinstance(operators, torch._ops.OpOverloadPacket):
+        return False
+    return any(torch.Tag.core in getattr(operators, overload).tags for overload in operators.overloads())
 
 
 def _argument(argument: Mapping[str, Any]) -> Any:

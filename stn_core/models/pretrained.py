@@ -66,12 +66,15 @@ def build_pretrained(network: str, weights: str, path: Path) -> nn.Module:
         ValueError: there are no such weights, or the file holds others.
     """
     member = _member(network, weights)
-    # Read as every checkpoint is, because torchvision would run what a file in that place holds.
-    read_checkpoint(path.read_bytes(), str(path))
+    # Read here as every checkpoint is, and by nobody else: torchvision would run what a file in that place holds.
+    state = read_checkpoint(path.read_bytes(), str(path)).state
+    member.get_state_dict = lambda **_: dict(state)
     try:
         built: nn.Module = torchvision.models.get_model(network, weights=member)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, KeyError) as error:
         raise ValueError(f"{path} holds other weights than {weights} of {network!r}: remove it") from error
+    finally:
+        del member.get_state_dict
     return built
 
 

@@ -278,11 +278,17 @@ def test_nothing_in_a_program_is_run(
 @pytest.mark.parametrize(
     ("operator", "says"),
     [
-        ("torch.ops.aten.save.default", "touches files"),
-        ("torch.ops.aten.from_file.default", "touches files"),
+        ("torch.ops.aten.save.default", "not among the operators"),
+        ("torch.ops.aten.from_file.default", "not among the operators"),
+        # Writes where its indices say, without a look at the size.
+        ("torch.ops.aten._sparse_coo_tensor_unsafe.default", "not among the operators"),
+        ("torch.ops.aten.set_.source_Tensor", "not among the operators"),
+        ("torch.ops.aten.randn_like.default", "not among the operators"),
+        ("torch.ops.aten.randn.default", "not among the operators"),
+        ("torch.ops.aten.as_strided.default", "not among the operators"),
         ("os.system", "only PyTorch's own operators"),
         ("torch.ops.higher_order.cond", "only PyTorch's own operators"),
-        ("torch.ops.aten.__class__.default", "no readable file"),
+        ("torch.ops.aten.__class__.default", "not among the operators"),
         ("_operator.methodcaller", "only PyTorch's own operators"),
     ],
 )
@@ -291,3 +297,25 @@ def test_steps_that_are_no_arithmetic_are_refused(saved: bytes, operator: str, s
         model["graph_module"]["graph"]["nodes"][1]["target"] = operator
 
     assert says in refusal(with_json(saved, "models/model.json", replace))
+
+
+def test_a_program_that_changes_its_weights_is_refused() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.flatten(1) * self.weight
+
+    def replace(model: Any) -> None:
+        (node,) = (node for node in model["graph_module"]["graph"]["nodes"] if "mul" in node["target"])
+        node["target"] = "torch.ops.aten.mul_.Tensor"
+        node["inputs"] = node["inputs"][::-1]
+        for one, name in zip(node["inputs"], ("self", "other"), strict=True):
+            one["name"] = name
+
+    saved = export(Counting().eval(), torch.rand(2, 1, 4, 4))
+    assert "changes its own weights by torch.ops.aten.mul_.Tensor" in refusal(
+        with_json(saved, "models/model.json", replace)
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import tarfile
@@ -114,13 +115,49 @@ def test_no_more_of_a_tar_file_is_fetched_than_an_image(put: Put, monkeypatch: p
     assert asked == [("b.tar", len(png(2)))]
 
 
-def test_a_tar_file_that_was_cut_short_since_says_so_of_the_image(tmp_path: Path) -> None:
-    write_folder(tmp_path, TWO_TARS)
-    images = opened(kind="webdataset", path=tmp_path)
-    content = (tmp_path / "b.tar").read_bytes()
-    (tmp_path / "b.tar").write_bytes(content[: content.index(b"IEND")])
-    with pytest.raises(UnreadableImage, match=r"^b.tar/x.png has \d+ bytes, and had \d+ when it was indexed$"):
-        images.read(2)
+@pytest.mark.parametrize("kind", ["webdataset", "parquet"])
+def test_a_container_that_is_another_than_was_indexed_fails_the_shard_and_not_its_images(put: Put, kind: str) -> None:
+    """A node may see an older copy: nothing is to be recorded of it."""
+    rows, other = io.BytesIO(), io.BytesIO()
+    schema = pa.schema([("image", IMAGE_STRUCT), ("label", pa.int64())])
+    for sink, seeds in ((rows, (0, 1)), (other, (1, 0, 2))):
+        table = [{"image": {"bytes": png(seed), "path": None}, "label": seed} for seed in seeds]
+        pq.write_table(pa.Table.from_pylist(table, schema), sink)
+    before, after = {"webdataset": (TWO_TARS["a.tar"], tar({"z.png": bytes(30_000), "z.cls": b"1"})),
+                     "parquet": (rows.getvalue(), other.getvalue())}[kind]  # fmt: skip
+    name = "x.tar" if kind == "webdataset" else "x.parquet"
+    index = opened(kind=kind, path=put({name: before})).index
+    again = indexed(settings(kind=kind, path=put({name: after})), None, Index(index.content))
+    with pytest.raises(DatasetError, match=rf"^{name} has \d+ bytes, and had \d+ when it was indexed: another file"):
+        again.read(0)
+
+
+@pytest.mark.parametrize("at", [0, 100, 511, 700])
+def test_a_tar_file_that_breaks_off_or_is_damaged_in_the_middle_is_no_smaller_data_set(tmp_path: Path, at: int) -> None:
+    whole = tar({f"{n}.{kind}": content for n in range(9) for kind, content in (("png", png(n)), ("cls", b"1"))})
+    header = whole.index(b"5.png")
+    flipped = bytearray(whole)
+    flipped[header] ^= 1
+    for content in (whole[: header + at], bytes(flipped), whole + whole):
+        write_folder(tmp_path, {"x.tar": content})
+        with pytest.raises(DatasetError, match=r"x\.tar is (damaged or cut short at byte|no tar file)"):
+            opened(kind="webdataset", path=tmp_path)
+
+
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.GNUTYPE_SPARSE])
+def test_links_and_holes_in_tar_files_are_refused_by_name(tmp_path: Path, kind: bytes) -> None:
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w") as archive:
+        for name, content in (("1.png", png(0)), ("1.cls", b"1")):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+        link = tarfile.TarInfo("2.png")
+        link.type, link.linkname = kind, "1.png"
+        archive.addfile(link)
+    write_folder(tmp_path, {"x.tar": sink.getvalue()})
+    with pytest.raises(DatasetError, match=r"2\.png is a link, or stored sparse: pack plain files|is no tar file"):
+        opened(kind="webdataset", path=tmp_path)
 
 
 # --- Class order ---------------------------------------------------------------------------------------------------
@@ -195,6 +232,8 @@ def test_what_a_hub_calls_its_classes_is_read_from_parquet(tmp_path: Path) -> No
         ({"x.tar": b"no tar" * 999}, {}, r"x\.tar is no tar file that can be read: "),
         ({"x.tar": tar({"1.png": b""})}, {}, r"x\.tar: image 1 has no label 1\.cls: set dataset\.label_extension$"),
         ({"x.tar": tar({"1.cls": b"0"})}, {}, r"holds no images: its tar files have none$"),
+        ({"x.tar": tar({"1.png": b"", "1.json": b'{"label": 3.9}'})}, {"label_extension": "json"}, "a whole number$"),
+        ({"x.tar": tar({"1.png": b"", "1.cls": b"9" * 30})}, {}, "more classes than anybody has$"),
         ({"x.tar": tar({"1.png": b"", "1.cls": b"cat"})}, {}, r"1\.cls must hold a label: a whole number$"),
         (
             {"x.tar": tar({"1.png": b"", "1.cls": b"cat"})},
@@ -341,6 +380,33 @@ def test_a_folder_is_looked_at_even_where_an_index_of_it_is_known(tmp_path: Path
     known = opened(kind="image_folder", path=tmp_path).index
     write_folder(tmp_path, {"n01440764/9.png": png(9)})
     assert len(open_dataset(section, None, known)) == 4
+
+
+def test_hidden_folders_are_no_classes(put: Put) -> None:
+    images = opened(kind="image_folder", path=put({**THREE, ".ipynb_checkpoints/1.png": png(7)}))
+    assert (images.labels.tolist(), images.num_classes) == ([0, 1, 2], 3)
+
+
+@pytest.mark.parametrize("file", ["../outside.png", "/etc/passwd", "a/../../b"])
+def test_an_index_of_anybodys_making_leads_nowhere_else(tmp_path: Path, file: str) -> None:
+    section = settings(kind="image_folder", path=tmp_path)
+    images = indexed(section, None, build([Entry("x", 0, file, 0, 3)], None, ""))
+    with pytest.raises(DatasetError, match="lies outside the data set"):
+        images.read(0)
+
+
+def test_an_index_whose_entries_were_changed_is_refused(tmp_path: Path) -> None:
+    place = write_folder(tmp_path / "data", THREE)
+    opened(kind="image_folder", path=place, index=tmp_path / "kept")
+    table = pq.read_table(tmp_path / "kept")
+    labels = pa.array(table["label"].to_pylist()[::-1], pa.int64())
+    table = table.set_column(1, table.schema.field(1), labels)
+    facts = pq.read_metadata(tmp_path / "kept").metadata
+    with pq.ParquetWriter(tmp_path / "kept", table.schema) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({"stn.index": facts[b"stn.index"].decode()})
+    with pytest.raises(DatasetError, match=r"kept is damaged: remove it, and it is made anew$"):
+        opened(kind="image_folder", path=place, index=tmp_path / "kept")
 
 
 def test_a_file_that_grew_since_is_not_the_image_that_was_planned(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,9 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torchvision.models import squeezenet1_1
 
-from stn_core.models import build_network, weights_sha256
+from stn_core.models import build_network, build_pretrained, weights_sha256
 from tests.networks import tiny
 from tests.workers.samples import cached_weights
 from workers.counting import completed, load_model
@@ -94,6 +97,29 @@ def test_without_the_file_and_the_internet_it_is_said_what_to_put_where(torch_ho
     said = refusal(name="squeezenet1_1", weights="IMAGENET1K_V1")
     assert f"model.weights: no file {torch_home}/hub/checkpoints/squeezenet1_1-" in said
     assert "put it there, or name one as model.checkpoint" in said
+
+
+def test_nothing_behind_a_good_file_in_the_cache_is_run_either(torch_home: Path) -> None:
+    """torchvision's own reader would unpack what it finds at the end of such a file."""
+    good, bad, packed = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    state = squeezenet1_1().state_dict()
+    torch.save(state, good, _use_new_zipfile_serialization=False)
+    torch.save(_Touches(torch_home / "run"), bad, _use_new_zipfile_serialization=False)
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("x.pth", bad.getvalue())
+    path = cached_weights(torch_home, "squeezenet1_1", "IMAGENET1K_V1", {})
+    path.write_bytes(good.getvalue() + packed.getvalue())
+    built = build_pretrained("squeezenet1_1", "IMAGENET1K_V1", path)
+    assert not (torch_home / "run").exists()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in built.state_dict().items())
+
+
+class _Touches:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self._path,)
 
 
 def test_a_file_in_the_cache_is_never_run(torch_home: Path) -> None:

@@ -11,7 +11,7 @@ from stn_core.naming import one_line
 from workers.datasets import folders, tables, tars
 from workers.datasets.base import DatasetError
 from workers.datasets.classes import class_names, labels_of
-from workers.datasets.index import Index, build
+from workers.datasets.index import Index, build, check_digest
 from workers.files import File, Files, open_files, parent_and_name, read_file
 from workers.settings import EncodedDataset, ImageFolder, ImageNet, ParquetImages, WebDataset
 from workers.store import S3Options, StoreError, open_store
@@ -34,10 +34,12 @@ def find_index(dataset: EncodedDataset, options: S3Options | None, known: Index 
     files = open_files(place, options)
     names = None if isinstance(dataset, ParquetImages) else class_names(dataset.classes_from, options)
     containers: Sequence[File] = ()
+    sizes: dict[str, int] = {}
     label: dict[str, int] = {}
     if isinstance(dataset, ParquetImages | WebDataset):
         containers = _containers(dataset, place, files)
-        source = _source(dataset, names, [f"{file.name} {file.size}" for file in containers])
+        sizes = {file.name: file.size for file in containers}
+        source = _source(dataset, names, [f"{name} {size}" for name, size in sizes.items()])
     else:
         found = folders.class_folders(files, place)
         label = labels_of(found, names)
@@ -55,9 +57,9 @@ def find_index(dataset: EncodedDataset, options: S3Options | None, known: Index 
         return known
     if isinstance(dataset, ParquetImages):
         classes, entries = tables.table_entries(dataset, place, files, containers)
-        index = build(entries, classes, source)
+        index = build(entries, classes, source, sizes)
     elif isinstance(dataset, WebDataset):
-        index = build(tars.tar_entries(dataset, place, files, containers, names), names, source)
+        index = build(tars.tar_entries(dataset, place, files, containers, names), names, source, sizes)
     else:
         index = build(folders.folder_entries(files, place, label), names, source)
     _keep(dataset, options, index)
@@ -75,7 +77,9 @@ def _kept(dataset: EncodedDataset, options: S3Options | None) -> Index | None:
     if dataset.index is None:
         return None
     try:
-        return Index(read_file(dataset.index, options))
+        index = Index(read_file(dataset.index, options))
+        check_digest(index)  # it may be of anybody's making
+        return index
     except FileNotFoundError:
         return None
     except (DatasetError, StoreError, OSError) as error:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import io
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from stn_core.naming import one_line
-from workers.datasets.base import ImageSet, Pixels, UnreadableImage
+from workers.datasets.base import DatasetError, ImageSet, Pixels, UnreadableImage
 from workers.datasets.index import Entry, Index
-from workers.files import Files
+from workers.files import File, Files
 from workers.settings import EncodedDataset
 
 
@@ -59,17 +60,37 @@ class EncodedImages(ImageSet):
         return self.decoder.pixels(self.index[index])
 
 
+def check_size(file: File, containers: Mapping[str, int]) -> None:
+    """Raise DatasetError if a file that holds images is another than the one that was indexed."""
+    if file.size != containers.get(file.name, file.size):
+        raise DatasetError(
+            f"{file.name} has {file.size} bytes, and had {containers[file.name]} when it was indexed: "
+            "another file is seen here, or it was changed"
+        )
+
+
 @dataclass(frozen=True)
 class FileReader:
-    """Images that are files, or lie in one."""
+    """Images that are files, or lie in one.
+
+    Attributes:
+        files: of the data set.
+        containers: those that images lie in, and the sizes that they must have, bytes.
+        seen: of these, the ones that have been looked at.
+    """
 
     files: Files
+    containers: Mapping[str, int]
+    seen: set[str] = field(default_factory=set)
 
     def fetch(self, entry: Entry) -> bytes:
         try:
             if entry.file == entry.name:
                 content = self.files.read(entry.file)
             else:
+                if entry.file not in self.seen:
+                    check_size(self.files.file(entry.file), self.containers)
+                    self.seen.add(entry.file)
                 content = self.files.read_part(entry.file, entry.offset, entry.size)
         except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
             # Other errors may pass: they fail the shard, which is tried again.
@@ -89,7 +110,9 @@ def _decode(encoded: bytes) -> Image.Image:
         return image.convert("RGB")
     except UnidentifiedImageError as error:
         raise UnreadableImage("cannot be decoded: no image format known") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # the decoders let any exception of a damaged file through
         raise UnreadableImage(f"cannot be decoded: {one_line(error)}") from error
 
 

@@ -14,9 +14,9 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".gif", ".tif", ".
 
 
 def class_folders(files: Files, place: Path | str) -> list[str]:
-    """The folders of ``place/CLASS/FILE``, sorted. Raises DatasetError."""
+    """The folders of ``place/CLASS/FILE``, sorted, but hidden ones, which programs leave. Raises DatasetError."""
     try:
-        return sorted(files.folders())
+        return sorted(folder for folder in files.folders() if not folder.startswith("."))
     except (FileNotFoundError, NotADirectoryError):
         raise DatasetError(f"dataset.path {place} is no folder") from None
 
@@ -33,10 +33,9 @@ def folder_entries(files: Files, place: Path | str, label: Mapping[str, int]) ->
         DatasetError: there are none.
     """
     found = False
-    for number, inside in zip(label.values(), ahead(files.walk, label), strict=True):
-        for file in inside:
-            if PurePosixPath(file.name).suffix.lower() in SUFFIXES:
-                found = True
-                yield Entry(file.name, number, file.name, 0, file.size)
+    for folder, inside in zip(label, ahead(files.walk, label), strict=True):
+        images = [file for file in inside if PurePosixPath(file.name).suffix.lower() in SUFFIXES]
+        yield from (Entry(file.name, label[folder], file.name, 0, file.size) for file in images)
+        found = found or bool(images)
     if not found:
         raise DatasetError(f"dataset.path {place} holds no images: expected {place}/CLASS/FILE")

@@ -12,8 +12,9 @@ import itertools
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,9 @@ _GROUP = 8192
 #: Groups kept: those of the shard at work and of the next.
 _KEPT = 4
 _METADATA = b"stn.index"
+
+#: Largest label that is taken for one.
+_LARGEST = 10_000_000
 
 _SCHEMA = pa.schema(
     [
@@ -70,6 +74,7 @@ class Index:
         classes: names by label; None where the data set has none.
         digest: sha-256 of all entries.
         source: what it was made from, see ``build``.
+        containers: files that hold the images, and their sizes, bytes; none where each is a file of its own.
         content: the whole of it, as it is kept in storage.
     """
 
@@ -89,6 +94,11 @@ class Index:
             self.classes = None if facts["classes"] is None else tuple(facts["classes"])
             self.digest: str = facts["digest"]
             self.source: str = facts["source"]
+            self.containers: dict[str, int] = facts["containers"]
+            meta = self._file.metadata
+            groups = [meta.row_group(number).num_rows for number in range(meta.num_row_groups)]
+            if any(rows != _GROUP for rows in groups[:-1]):
+                raise ValueError("other groups")
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
             raise DatasetError("is no index of a data set, or damaged: remove it, and it is made anew") from error
 
@@ -106,6 +116,10 @@ class Index:
         found = self._row(number)
         name = found["name"] or ""
         file = name if found["file"] is None else found["file"]
+        if file.startswith("/") or ".." in file.split("/"):
+            raise DatasetError(
+                f"the data set's index names {file!r}, which lies outside the data set: remove the index"
+            )
         return Entry(name, found["label"], file, found["offset"], found["size"])
 
     def _row(self, number: int) -> dict[str, Any]:
@@ -123,13 +137,36 @@ class Index:
         return rows[row]
 
 
-def build(entries: Iterable[Entry], classes: tuple[str, ...] | None, source: str) -> Index:
+def check_digest(index: Index) -> None:
+    """Raise DatasetError unless an index holds the entries that it is known by."""
+    digest = hashlib.sha256()
+    for number in range(len(index)):
+        digest.update(_line(index[number]))
+    if digest.hexdigest() != index.digest:
+        raise DatasetError("is damaged: remove it, and it is made anew")
+
+
+def _line(entry: Entry) -> bytes:
+    text = f"{entry.label} {entry.name} {entry.file} {entry.offset} {entry.size}\n"
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise DatasetError(f"{text.split()[1]!a} is no name in UTF-8: rename the file") from None
+
+
+def build(
+    entries: Iterable[Entry],
+    classes: tuple[str, ...] | None,
+    source: str,
+    containers: Mapping[str, int] = MappingProxyType({}),
+) -> Index:
     """Write the index of a data set.
 
     Args:
         entries: in the order of their numbers, consumed in passing.
         classes: names by label, where there are any.
         source: tells what the entries follow from; an index with the same need not be made again.
+        containers: files that hold the images, and their sizes, bytes.
 
     Returns:
         The index.
@@ -140,8 +177,10 @@ def build(entries: Iterable[Entry], classes: tuple[str, ...] | None, source: str
     ) as writer:
         while group := list(itertools.islice(rest, _GROUP)):
             for entry in group:
-                digest.update(f"{entry.label} {entry.name} {entry.file} {entry.offset} {entry.size}\n".encode())
+                digest.update(_line(entry))
             top = max(top, *(entry.label for entry in group))
+            if top > _LARGEST:
+                raise DatasetError(f"the data set has label {top}: more classes than anybody has")
             columns = {
                 "name": [entry.name or None for entry in group],
                 "label": [entry.label for entry in group],
@@ -156,6 +195,7 @@ def build(entries: Iterable[Entry], classes: tuple[str, ...] | None, source: str
             "classes": classes,
             "digest": digest.hexdigest(),
             "source": source,
+            "containers": dict(containers),
         }
         writer.add_key_value_metadata({_METADATA.decode(): json.dumps(facts)})
     return Index(sink.getvalue())

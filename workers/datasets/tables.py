@@ -8,7 +8,7 @@ import itertools
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,13 @@ import pyarrow.parquet as pq
 from stn_core.naming import one_line
 from workers.ahead import ahead
 from workers.datasets.base import DatasetError, UnreadableImage
+from workers.datasets.encoded import check_size
 from workers.datasets.index import Entry
 from workers.files import File, Files
 from workers.settings import ParquetImages
 
-#: Groups of rows kept decoded: those of the shard at work and of the next.
-_KEPT = 2
+#: Groups of rows kept: those that the shard at work and the next need, if they are not too large.
+_FEWEST, _KEPT_BYTES = 4, 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -102,14 +103,14 @@ class _Opened:
 class TableReader:
     """Encoded images of Parquet files, by file and row, a group of rows at a time. Safe to use from several threads."""
 
-    def __init__(self, files: Files, image_column: str | None) -> None:
-        self._files, self._image_column = files, image_column
+    def __init__(self, files: Files, image_column: str | None, containers: Mapping[str, int]) -> None:
+        self._files, self._image_column, self._containers = files, image_column, containers
         self._lock = threading.Lock()
         self._opened: dict[str, _Opened] = {}
         self._groups: OrderedDict[tuple[str, int], pa.ChunkedArray] = OrderedDict()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return TableReader, (self._files, self._image_column)
+        return TableReader, (self._files, self._image_column, self._containers)
 
     def fetch(self, entry: Entry) -> bytes:
         """The image, encoded. Raises UnreadableImage; what may pass is another error."""
@@ -131,6 +132,7 @@ class TableReader:
     def _open(self, name: str) -> _Opened:
         if name not in self._opened:
             file = self._files.file(name)
+            check_size(file, self._containers)
             with self._files.open(file) as source:
                 table = pq.ParquetFile(source)
                 sizes = (table.metadata.row_group(group).num_rows for group in range(table.num_row_groups))
@@ -144,7 +146,7 @@ class TableReader:
             with self._files.open(opened.file) as source:
                 table = pq.ParquetFile(source, metadata=opened.metadata)
                 self._groups[place] = table.read_row_group(group, columns=[opened.column]).column(0)
-            if len(self._groups) > _KEPT:
+            while len(self._groups) > _FEWEST and sum(rows.nbytes for rows in self._groups.values()) > _KEPT_BYTES:
                 self._groups.popitem(last=False)
         self._groups.move_to_end(place)
         return self._groups[place]

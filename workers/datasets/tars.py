@@ -57,17 +57,26 @@ def _samples(
         ):
             for member in archive:
                 key, extension = _split(member.name)
-                if not member.isfile():
+                used = extension == dataset.label_extension or f".{extension.rpartition('.')[2]}" in SUFFIXES
+                if not used or member.isdir() or not key.rpartition("/")[2]:
                     continue
+                if not member.isfile() or member.issparse():
+                    raise DatasetError(
+                        f"{path}: {member.name} is a link, or stored sparse: pack plain files "
+                        "(tar --dereference --hard-dereference, without --sparse)"
+                    )
                 if extension == dataset.label_extension:
                     content = archive.extractfile(member)
                     assert content is not None
                     labels[key] = _label(content.read(), dataset, number, f"{path}: {member.name}")
-                elif f".{extension.rpartition('.')[2]}" in SUFFIXES:
+                else:
                     if key in images:
                         raise DatasetError(f"{path} has two images of the name {key}")
                     images[key] = (member.name, member.offset_data, member.size)
                 archive.members = []  # type: ignore[attr-defined]  # else every header stays in memory
+            # To tarfile, a damaged header, or the end of a file cut short, is the end of the archive.
+            if not _ends(buffered, archive.offset, tar.size):
+                raise DatasetError(f"{path} is damaged or cut short at byte {archive.offset}: pack it anew")
     except FileNotFoundError:
         raise DatasetError(f"no file at dataset.path {path}") from None
     except tarfile.TarError as error:
@@ -78,6 +87,15 @@ def _samples(
             "set dataset.label_extension"
         )
     return [Entry(f"{tar.name}/{name}", labels[key], tar.name, at, size) for key, (name, at, size) in images.items()]
+
+
+def _ends(file: io.BufferedReader, offset: int, size: int) -> bool:
+    """Whether from there on the file holds zeros alone, and a block of them at least."""
+    file.seek(offset)
+    while chunk := file.read(_REMOTE):
+        if chunk.strip(b"\0"):
+            return False
+    return offset + tarfile.BLOCKSIZE <= size
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -95,8 +113,10 @@ def _label(content: bytes, dataset: WebDataset, number: dict[str, int] | None, w
             value = json.loads(value)[dataset.label_field]
         if number is not None and value in number:
             return number[value]
+        if isinstance(value, float):
+            raise ValueError("no whole number")
         return int(value)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         known = "" if number is None else ", or a class of dataset.class_index"
         field = f" in its field {dataset.label_field!r}" if dataset.label_extension.endswith("json") else ""
         raise DatasetError(f"{where} must hold a label{field}: a whole number{known}") from None
