@@ -141,8 +141,10 @@ def _settle(store: Store, plan: Plan) -> Plan:
     stored = read_plan(store)
     changed = difference(stored, plan)
     if changed:
+        begun = next(iter(store.list(layout.COUNTS)), None) is not None
+        hint = "" if begun else "; it has no votes yet: remove it to begin anew"
         raise RunError(
-            f"{store.uri} holds another run ({'; '.join(changed)}): use another --run, or make the spec agree"
+            f"{store.uri} holds another run ({'; '.join(changed)}): use another --run, or make the spec agree{hint}"
         )
     return stored
 

@@ -63,6 +63,7 @@ def resolve(spec: Spec, known: Index | None = None) -> Resolved:
         indices = selected(spec.dataset, len(images))
         num_classes = spec.model.num_classes or images.num_classes
         model = load_model(spec.model, num_classes, spec.store.options)
+        _check_repeatable(spec, model, num_classes)
     except (DatasetError, ValueError) as error:
         raise SpecError(str(error)) from error
     spec = _with_normalization(spec, model)
@@ -139,6 +140,17 @@ def _with_normalization(spec: Spec, model: Normalized) -> Spec:
         return spec
     normalization = Normalization(mean=mean, std=std)
     return spec.model_copy(update={"model": spec.model.model_copy(update={"normalization": normalization})})
+
+
+def _check_repeatable(spec: Spec, model: Normalized, num_classes: int) -> None:
+    """Workers make an imported network of their own: it must be the same each time. Raises ValueError."""
+    if ":" not in spec.model.name or spec.model.checkpoint is not None:
+        return
+    again = load_model(spec.model, num_classes, spec.store.options)
+    if weights_sha256(again.network) != weights_sha256(model.network):
+        raise ValueError(
+            f"model.name {spec.model.name!r} has other weights each time: name a model.checkpoint, or seed them"
+        )
 
 
 def _check_checkpoint(spec: Spec) -> None:

@@ -17,6 +17,14 @@ def tiny() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 8, 5, stride=3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 8 * 8, 10))
 
 
+def chance() -> nn.Module:
+    """``tiny`` with other weights each time."""
+    network = tiny()
+    torch.seed()
+    nn.init.normal_(network[-1].weight)
+    return network
+
+
 def slow() -> nn.Module:
     """``tiny``, with a tenth of a second for every forward pass: long enough to be killed in the middle."""
     return nn.Sequential(_Pause(0.1), *tiny())
@@ -69,7 +77,7 @@ def tiny_rgb() -> nn.Module:
 
 def unseeded() -> nn.Module:
     """``tiny`` with weights of its own in every process."""
-    torch.seed()
+    torch.manual_seed(os.getpid())
     return nn.Sequential(nn.Conv2d(1, 8, 5, stride=3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 8 * 8, 10))
 
 

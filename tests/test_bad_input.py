@@ -854,6 +854,11 @@ JOBS = [
         "--address ray://127.0.0.1:10001: jobs are submitted to the head's dashboard, http://HEAD:8265",
     ),
     Bad(
+        "a port that is none, to submit to",
+        f"submit job.yaml {HEAD} --address http://head:99999",
+        "--address http://head:99999: jobs are submitted to the head's dashboard, http://HEAD:8265",
+    ),
+    Bad(
         "submit with a password",
         f"submit job.yaml {HEAD} --address http://me:{PASSWORD}@head:8265",
         "--address holds a",

@@ -97,6 +97,12 @@ class Encoded(_Selection):
         None, description="a file where the data set's index is kept for other runs: made when missing, else trusted"
     )
 
+    @model_validator(mode="after")
+    def _crop_lies_inside(self) -> Encoded:
+        if self.resize is not None and self.crop is not None and self.crop > self.resize:
+            raise ValueError(f"crop {self.crop} is larger than resize {self.resize}: there would be black around")
+        return self
+
     @property
     def classes_from(self) -> Path | str | None:
         """What says which label a class has; None: the order of its name."""

@@ -23,6 +23,9 @@ from orchestrator.on_ray.jobs import Command, Jobs, job_of, to_be_shared
 #: What a shell exits with where there is no such command.
 _NOT_FOUND = 127
 
+#: What a shell adds to the number of the signal that ended a command.
+_SIGNALLED = 128
+
 
 @click.command()
 @spec_argument
@@ -62,7 +65,7 @@ def submit(
 ) -> int:
     """Let a Ray cluster's head certify, and return the job's id; submit again to follow or to resume.
 
-    Example: stn submit examples/imagenet.yaml --run s3://bucket/run --address http://HEAD:8265 --follow
+    Example: stn submit examples/imagenet_cluster.yaml --address http://HEAD:8265 --follow
     """
     if not address:
         raise SpecError("--address is missing: name the head's dashboard, http://HEAD:8265")
@@ -91,6 +94,8 @@ def submit(
     if code is None:
         say(f"job {submitted.job} was stopped; what was committed is kept, and the same command resumes")
         return EXIT_INTERRUPTED
+    if code > _SIGNALLED:
+        say(f"the driver was killed (signal {code - _SIGNALLED}); what was committed is kept, the same command resumes")
     if code == _NOT_FOUND:
         say("the head does not know the command `stn`: install it there, and start Ray with it on the PATH")
     return code

@@ -171,7 +171,11 @@ class Jobs:
 
     def __init__(self, address: str) -> None:
         url = urlsplit(address)
-        if url.scheme not in ("http", "https") or not url.hostname:
+        try:
+            known = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+        except ValueError:  # no port
+            known = False
+        if not known:
             raise SpecError(f"--address {address}: jobs are submitted to the head's dashboard, http://HEAD:8265")
         if url.username is not None or url.password is not None:
             raise SpecError("--address holds a user or a password: leave it out, Ray has its token from RAY_AUTH_TOKEN")
@@ -256,7 +260,7 @@ class Jobs:
                 if time.monotonic() - heard > _PATIENCE_S:
                     raise WorkersError(
                         f"nothing heard from {self.address} for {_PATIENCE_S / 60:.0f} min ({_reason(error)}): "
-                        f"job {job} may go on; the same command follows it again"
+                        f"job {job} may go on; the same command follows it, or submits it again if the head was lost"
                     ) from None
                 if not lost:
                     warn(f"no connection to {self.address} ({_reason(error)}): trying for {_PATIENCE_S / 60:.0f} min")

@@ -305,3 +305,14 @@ def test_a_job_is_what_the_plan_says() -> None:
     assert isinstance(plan.spec, Spec)
     assert job.provenance["identity"] == plan.identity()
     json.dumps(dict(job.provenance))
+
+
+def test_images_cut_out_otherwise_are_told_by_what_cuts_them() -> None:
+    def plan(**cut: int) -> Plan:
+        dataset = {"kind": "image_folder", "path": "x", **cut}
+        spec = validate({**PLAN.spec.model_dump(mode="json"), "dataset": dataset}, "spec")
+        return dataclasses.replace(PLAN, spec=spec, dataset_sha256=str(cut))
+
+    assert difference(plan(resize=256, crop=224), plan(resize=232, crop=224)) == [
+        "dataset.resize: the run has 256, asked 232"
+    ]

@@ -338,3 +338,10 @@ class _Tuple(torch.nn.Module):
 def returns_a_tuple() -> torch.nn.Module:
     """A network as some libraries have them: its logits come in a tuple."""
     return _Tuple()
+
+
+def test_an_imported_network_that_is_another_each_time_is_refused() -> None:
+    with pytest.raises(
+        SpecError, match=r"'tests\.networks:chance' has other weights each time: name a model\.checkpoint"
+    ):
+        resolved(digits_spec(model={"name": "tests.networks:chance"}))

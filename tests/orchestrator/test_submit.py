@@ -194,7 +194,7 @@ def test_a_head_that_is_gone_is_given_up_in_one_line(dashboard: HTTPServer, monk
     dashboard.shutdown()
     dashboard.socket.close()
     monkeypatch.setattr(handing, "_PATIENCE_S", 0.05)
-    with pytest.raises(WorkersError, match="job x may go on; the same command follows it again"):
+    with pytest.raises(WorkersError, match="job x may go on; the same command follows it, or submits"):
         jobs.follow("x", print, print)
 
 

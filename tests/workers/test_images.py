@@ -444,3 +444,8 @@ def test_a_limit_is_a_prefix_and_every_counts_from_the_first(every: int, limit: 
     assert len(everything) == math.ceil(images / every)
     assert all(index % every == 0 and 0 <= index < images for index in chosen)
     assert list(chosen) == list(everything)[: len(everything) if limit is None else limit]
+
+
+def test_a_crop_larger_than_what_is_cropped_is_refused() -> None:
+    with pytest.raises(ValueError, match="crop 64 is larger than resize 10"):
+        ImageFolder(kind="image_folder", path="x", resize=10, crop=64)
