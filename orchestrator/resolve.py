@@ -173,7 +173,7 @@ def _usual_shape(images: ImageSet, indices: Sequence[int]) -> tuple[int, tuple[i
             shapes.setdefault((channels, height, width), []).append(index)
         except UnreadableImage as error:
             reason = f"its first images cannot be used: image {index}: {error}"
-        except (OSError, StoreError) as error:
+        except (OSError, StoreError, DatasetError) as error:
             raise SpecError(f"dataset: image {index} cannot be read: {one_line(error)}") from error
     if not shapes:
         raise SpecError(f"no images to certify in dataset: {reason}")

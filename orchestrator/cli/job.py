@@ -90,7 +90,8 @@ def train_spec(spec: Any, only: Any = None) -> Any:
 @json_option
 @command
 def plan(spec: Path, run: str | None, overrides: tuple[str, ...], limit: int | None, as_json: bool) -> None:
-    """Show what `stn certify` would do, and how long it would take here. Writes nothing.
+    """Show what `stn certify` would do, and how long it would take here. Writes nothing, but an
+    index that dataset.index asks for.
 
     Example: stn plan examples/demo.yaml --set sampling.draws=1000
     """

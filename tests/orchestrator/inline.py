@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from orchestrator.crew import Crew, Device, Task
-from orchestrator.dispatch import Counted, Event, Started
+from orchestrator.dispatch import Counted, Event, Failed, Started
 from orchestrator.on_ray.cluster import Capacity
 from orchestrator.spec import Resources
 from workers.counting import CountJob
@@ -50,6 +50,21 @@ def hire_inline(
     make_job: Callable[[Device], CountJob], task: Task, resources: Resources, warn: Callable[[str], None]
 ) -> Iterator[Crew]:
     yield Crew(InlinePool(CountingActor(make_job("cpu")), task), 1)
+
+
+@contextmanager
+def hire_failing(
+    make_job: Callable[[Device], CountJob], task: Task, resources: Resources, warn: Callable[[str], None]
+) -> Iterator[Crew]:
+    """A worker that fails at shard 1, and at nothing else."""
+
+    class Failing(InlinePool):
+        def events(self, timeout_s: float) -> list[Event]:
+            if self._queue and self._queue[0] == 1:
+                return [Failed(0, self._queue.popleft(), "a disk on fire")]
+            return super().events(timeout_s)
+
+    yield Crew(Failing(CountingActor(make_job("cpu")), task), 1)
 
 
 class _Session:

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orchestrator.certify import Certification, certify_run
-from orchestrator.crew import Crew, Device, Task
-from orchestrator.dispatch import Event, Failed
-from orchestrator.spec import Resources, validate
+from orchestrator.spec import validate
 from orchestrator.status import status_of
-from tests.orchestrator.inline import InlinePool, hire_inline
+from tests.orchestrator.inline import hire_failing, hire_inline
 from tests.orchestrator.runs import digits_spec
 from tests.workers.samples import encoded, noise_image
 from workers import layout
-from workers.counting import CountJob
 from workers.ray_entry import CountingActor, Receipt
 from workers.store import LocalStore
 
@@ -140,25 +135,10 @@ def test_retried_votes_are_seen_though_the_driver_died_before_it_published_them(
     assert certify(spec).complete
 
 
-@contextmanager
-def hire_the_unlucky(
-    make_job: Callable[[Device], CountJob], task: Task, resources: Resources, warn: Callable[[str], None]
-) -> Iterator[Crew]:
-    """Workers that fail at shard 1, and at nothing else."""
-
-    class Pool(InlinePool):
-        def events(self, timeout_s: float) -> list[Event]:
-            if self._queue and self._queue[0] == 1:
-                return [Failed(0, self._queue.popleft(), "a disk on fire")]
-            return super().events(timeout_s)
-
-    yield Crew(Pool(CountingActor(make_job("cpu")), task), 1)
-
-
 def test_a_shard_that_was_given_up_is_tried_again_by_both(
     spec: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert certify(spec, hire=hire_the_unlucky).given_up == {1: "a disk on fire"}
+    assert certify(spec, hire=hire_failing).given_up == {1: "a disk on fire"}
     store = LocalStore(tmp_path / "run")
     assert json.loads(store.read(layout.failed(1)))["reason"] == "a disk on fire"
     (tmp_path / "run" / layout.counts(2)).unlink()  # as if it had never been reached

@@ -7,8 +7,7 @@ import logging
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +18,10 @@ from click.testing import CliRunner, Result
 from orchestrator import logs
 from orchestrator.certify import described
 from orchestrator.cli import main
-from orchestrator.crew import Crew, Device, Task
-from orchestrator.dispatch import Died, Event, Failed, Started
+from orchestrator.dispatch import Died, Started
 from orchestrator.policy import Facts
-from orchestrator.spec import Resources
-from tests.orchestrator.inline import InlinePool
+from tests.orchestrator.inline import hire_failing
 from tests.orchestrator.runs import digits_spec
-from workers.counting import CountJob
-from workers.ray_entry import CountingActor
-
-
-@contextmanager
-def hire_the_unlucky(
-    make_job: Callable[[Device], CountJob], task: Task, resources: Resources, warn: Callable[[str], None]
-) -> Iterator[Crew]:
-    """Workers that fail at shard 1, and at nothing else."""
-
-    class Pool(InlinePool):
-        def events(self, timeout_s: float) -> list[Event]:
-            if self._queue and self._queue[0] == 1:
-                return [Failed(0, self._queue.popleft(), "a disk on fire")]
-            return super().events(timeout_s)
-
-    yield Crew(Pool(CountingActor(make_job("cpu")), task), 1)
 
 
 @pytest.fixture
@@ -77,7 +57,7 @@ def test_a_shard_that_fails_is_logged_with_each_attempt(tmp_path: Path, monkeypa
     spec = digits_spec(store={"run": run}, resources={"shard_size": 8})
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(spec))
     monkeypatch.setattr(
-        "orchestrator.certify.certify_run.__kwdefaults__", {"retry_failed": False, "hire": hire_the_unlucky}
+        "orchestrator.certify.certify_run.__kwdefaults__", {"retry_failed": False, "hire": hire_failing}
     )
     result = stn("--log-format", "json", "certify", "job.yaml")
     assert result.exit_code == 3, result.output
