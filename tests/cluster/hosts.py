@@ -16,6 +16,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,7 +124,7 @@ class Network:
         own = {"PATH": _search_path(), "TMPDIR": "/run/tmp"}
         lines = [f"export {name}={shlex.quote(value)}\n" for name, value in {**own, **environment}.items()]
         for machine in self.machines:
-            (machine.home / ".bash_profile").write_text("".join(lines))
+            (machine.home / ".bash_profile").write_text("".join([*lines, ". ~/.bashrc\n"]))
 
     def boot(self, machine: Machine) -> None:
         """Start a machine, and return when it takes logins."""
@@ -219,7 +220,10 @@ def network(folder: Path, names: tuple[str, ...]) -> Iterator[Network]:
 
 
 def _search_path() -> str:
-    return f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin:/usr/bin:/bin"
+    """Where a machine finds programs: not in the environment that these tests happen to run in."""
+    own = Path(sys.prefix) / "bin"
+    here = [folder for folder in os.environ.get("PATH", "").split(":") if folder and Path(folder) != own]
+    return ":".join([*here, "/usr/sbin", "/sbin", "/usr/bin", "/bin"])
 
 
 def _in_namespaces(*command: str, log: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:

@@ -151,7 +151,7 @@ def user(network: hosts.Network, store: ObjectStore, tmp_path_factory: pytest.Te
     config["provider"] |= {"head_ip": head.address, "worker_ips": [worker.address for worker in workers]}
     config["auth"] |= {"ssh_user": "root", "ssh_private_key": str(network.key)}
     # Nothing to install from here: the machines see this Python's environment.
-    config["setup_commands"] = [f"ln -sfn {sys.prefix} ~/stn-env"]
+    config["setup_commands"] = [f"ln -sfn {sys.prefix} ~/stn-env", *config["setup_commands"][1:-1]]
     # One actor on each machine, however many cores it believes to have.
     for commands in (config["head_start_ray_commands"], config["worker_start_ray_commands"]):
         commands[-1] += " --num-cpus=1"
@@ -243,4 +243,4 @@ def test_a_job_outlives_a_machine_and_the_head(
     assert (expected[layout.CERTIFICATES]["radius"] > 0).any()
 
     user.ray("down", "--yes", user.cluster)
-    assert "raylet" not in network.run(head, "ps ax")
+    assert "/raylet" not in network.run(head, "ps ax")
