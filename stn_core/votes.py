@@ -42,11 +42,11 @@ def count_votes(
     images: torch.Tensor | np.ndarray,
     *,
     noise: Noise,
-    draws: int,
+    draws: int | Sequence[int] | np.ndarray,
     num_classes: int,
     seed: int,
     keys: Sequence[int] | np.ndarray,
-    first_draw: int = 0,
+    first_draw: int | Sequence[int] | np.ndarray = 0,
     phase: Phase = "estimation",
     batch_size: int | None = None,
     device: torch.device | str | None = None,
@@ -64,11 +64,11 @@ def count_votes(
         images: (images, channels, height, width), uint8, or floating point in [0, 1]; ``DiscreteGaussian`` and
             ``Splitting`` noise take uint8 only. Never clipped after noise, save as ``DiscreteGaussian`` says.
         noise: the noise to add, in [0, 1] pixel units.
-        draws: noisy copies of each image.
+        draws: noisy copies of each image, one number or one per image, (images,).
         num_classes: number of classes, at least 2.
         seed: the job's seed.
         keys: one integer per image, the identity its noise is derived from; images with the same key share noise.
-        first_draw: number of the first draw; ``draws`` consecutive ones are counted.
+        first_draw: number of the first draw, of all or one per image; ``draws`` consecutive ones are counted.
         phase: "selection" and "estimation" draws are independent of each other.
         batch_size: rows per forward pass; None chooses by image size and device.
         device: where to run; None means where the model's parameters are.
@@ -82,11 +82,10 @@ def count_votes(
     """
     pixels = _as_pixels(images)
     image_keys = [_integer(key, "keys") for key in keys]
-    draws, first_draw = _integer(draws, "draws"), _integer(first_draw, "first_draw")
     if len(image_keys) != len(pixels):
         raise ValueError(f"keys must name every image: {len(pixels)} images, {len(image_keys)} keys")
-    if draws < 0 or first_draw < 0:
-        raise ValueError(f"draws and first_draw must not be negative, got {draws} and {first_draw}")
+    each = _of_each(draws, len(pixels), "draws")
+    firsts = _of_each(first_draw, len(pixels), "first_draw").tolist()
     if num_classes < 2:
         raise ValueError(f"num_classes must be at least 2, got {num_classes}")
     if batch_size is not None and batch_size < 1:
@@ -104,7 +103,7 @@ def count_votes(
     noisy = torch.zeros((rows_per_call, *pixels.shape[1:]), dtype=torch.float32, device=place)
 
     with _Evaluating(model, place), torch.inference_mode(), _autocast(precision, place):
-        for batch in _batches(len(pixels), draws, rows_per_call):
+        for batch in _batches(each, rows_per_call):
             owner = torch.from_numpy(batch.owner).to(place)
             used = noisy[: len(owner)]
             # The batch's images are neighbours.
@@ -114,7 +113,7 @@ def count_votes(
                 pixels[first_image : last_image + 1],
                 owner - first_image,
                 (
-                    Draws(seed, image_keys[image], phase, first_draw + first, count)
+                    Draws(seed, image_keys[image], phase, firsts[image] + first, count)
                     for image, first, count in batch.parts
                 ),
             )
@@ -150,6 +149,18 @@ def _integer(value: SupportsIndex, name: str) -> int:
         return operator.index(value)
     except TypeError:
         raise ValueError(f"{name} must be whole numbers, got {value!r}") from None
+
+
+def _of_each(value: SupportsIndex | Sequence[int] | np.ndarray, images: int, name: str) -> Ints:
+    """One number for each image. Raises ValueError."""
+    numbers = np.asarray(value if isinstance(value, Sequence | np.ndarray) else _integer(value, name))
+    if numbers.dtype.kind not in "iu" and numbers.size:
+        raise ValueError(f"{name} must be whole numbers, got {numbers.dtype}")
+    if numbers.shape not in ((), (images,)):
+        raise ValueError(f"{name} must be one number or one per image, ({images},), got shape {numbers.shape}")
+    if numbers.min(initial=0) < 0:
+        raise ValueError(f"{name} must not be negative, got {numbers.min()}")
+    return np.broadcast_to(numbers.astype(np.int64), (images,))
 
 
 def _as_pixels(images: torch.Tensor | np.ndarray) -> torch.Tensor:
@@ -189,15 +200,17 @@ class _Batch:
     owner: np.ndarray
 
 
-def _batches(images: int, draws: int, size: int) -> Iterator[_Batch]:
-    """All (image, draw) pairs, image by image, ``size`` at a time."""
-    for start in range(0, images * draws, size):
-        stop = min(start + size, images * draws)
-        parts = []
-        for image in range(start // draws, -(-stop // draws)):
-            first, last = max(start - image * draws, 0), min(stop - image * draws, draws)
-            parts.append((image, first, last - first))
-        yield _Batch(parts, np.arange(start, stop) // draws)
+def _batches(draws: Ints, size: int) -> Iterator[_Batch]:
+    """All (image, draw) pairs, image by image, ``size`` at a time. ``draws`` are each image's."""
+    ends = np.cumsum(draws)
+    begins = ends - draws
+    for start in range(0, int(ends[-1]) if len(ends) else 0, size):
+        stop = min(start + size, int(ends[-1]))
+        # Images that begin before the batch's end and end after its beginning; those without draws do neither.
+        inside = np.flatnonzero((begins < stop) & (ends > start) & (draws > 0))
+        first, last = np.maximum(begins[inside], start), np.minimum(ends[inside], stop)
+        parts = list(zip(inside.tolist(), (first - begins[inside]).tolist(), (last - first).tolist(), strict=True))
+        yield _Batch(parts, np.repeat(inside, last - first))
 
 
 def _device_of(model: nn.Module) -> torch.device:
