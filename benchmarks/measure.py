@@ -18,6 +18,7 @@ class Row:
         ratio: how many times faster; the median over rounds.
         lowest, highest: the extremes over rounds.
         detail: absolute figures, for orientation.
+        goal: what the ratio should be, such as "≥ 0.97"; empty where nothing was set.
     """
 
     name: str
@@ -26,10 +27,18 @@ class Row:
     lowest: float
     highest: float
     detail: str
+    goal: str = ""
 
 
 def compare(
-    name: str, ours: Callable[[], object], against: str, other: Callable[[], object], *, rounds: int, detail: str = ""
+    name: str,
+    ours: Callable[[], object],
+    against: str,
+    other: Callable[[], object],
+    *,
+    rounds: int,
+    detail: str = "",
+    goal: str = "",
 ) -> Row:
     """Run both once to warm up, then ``rounds`` times in turn."""
     ours(), other()
@@ -39,7 +48,7 @@ def compare(
         seconds.append(own)
         ratios.append(theirs / own)
     text = f"{statistics.median(seconds):.3g} s{', ' + detail if detail else ''}"
-    return Row(name, against, statistics.median(ratios), min(ratios), max(ratios), text)
+    return Row(name, against, statistics.median(ratios), min(ratios), max(ratios), text, goal)
 
 
 def _seconds(work: Callable[[], object]) -> float:
