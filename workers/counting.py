@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from stn_core.arithmetic import Precision
 from stn_core.models import (
     EXPORTED,
     UNCHANGED,
@@ -28,7 +29,7 @@ from stn_core.models import (
 )
 from stn_core.naming import one_line
 from stn_core.noise import Phase
-from stn_core.votes import Precision, Tally, count_votes
+from stn_core.votes import Tally, count_votes
 from workers import counts_table
 from workers.ahead import ahead
 from workers.files import read_file

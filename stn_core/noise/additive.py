@@ -52,7 +52,7 @@ class _Additive(ABC):
     def perturb(self, rows: torch.Tensor, images: torch.Tensor, owner: torch.Tensor, draws: Iterable[Draws]) -> None:
         self.fill(rows, draws)
         # Scaled once an image, not once a row.
-        rows += to_unit_range(images)[owner]
+        rows += to_unit_range(images).index_select(0, owner)
 
     def disturb(self, images: torch.Tensor, random: np.random.Generator) -> torch.Tensor:
         return to_unit_range(images) + self.sample(random, tuple(images.shape))
