@@ -38,8 +38,8 @@ def _float32_products(*, tensorfloat32: bool) -> Iterator[None]:
     backends: Any = torch.backends
     # PyTorch has an older and a newer way to set this, which must agree where it reads either. The older one neither
     # reads nor restores what was set by the newer one alone, nor undoes what the newer one set for all backends.
-    newer = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
-    newer += (backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn)
+    newer = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
+    newer += [backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn]
     before_newer = [setting.fp32_precision for setting in newer]
     try:
         before = torch.get_float32_matmul_precision(), backends.cudnn.allow_tf32
