@@ -169,7 +169,7 @@ def default_batch_size(pixels_per_image: int, device: torch.device) -> int:
 
     CPU batches stay small enough for activations to be reused from the allocator's pool rather than mapped afresh.
     """
-    target, most = (2**18, 64) if device.type == "cpu" else (2**26, 4096)
+    target, most = (2**18, 128) if device.type == "cpu" else (2**26, 4096)
     rows = min(most, max(16, target // max(pixels_per_image, 1)))
     return 1 << (rows.bit_length() - 1)
 
