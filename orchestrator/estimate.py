@@ -15,7 +15,7 @@ from orchestrator.on_ray.cluster import Capacity
 from orchestrator.resolve import Resolved
 from stn_core.votes import count_votes, default_batch_size
 from workers import counts_table
-from workers.counting import count_images, read_images
+from workers.counting import count_images, prepared, read_images
 
 #: Images, and draws of each, that the size of the votes is extrapolated from.
 _BYTES_IMAGES, _BYTES_DRAWS = 8, 16
@@ -53,7 +53,7 @@ def estimate(resolved: Resolved) -> Estimate:
     threads = torch.get_num_threads()
     torch.set_num_threads(resources.threads_per_actor)
     try:
-        model = resolved.model.to(device)
+        model = prepared(resolved.model, plan.spec.model, compile=resources.compile, device=device)
         images = resolved.images.read(resolved.sample)[None]
 
         def probe(first_draw: int) -> None:

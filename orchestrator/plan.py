@@ -164,6 +164,7 @@ class Plan:
             shard_size=self.shard_size,
             batch_size=None if resources.batch_size == "auto" else resources.batch_size,
             precision=resources.precision,
+            compile=resources.compile,
             device=device,
             threads=resources.threads_per_actor,
             plan_sha256=plan_sha256,

@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, Field, FiniteFloat, PositiveInt
 from pydantic_core import ErrorDetails
 
 from orchestrator.errors import SpecError
+from stn_core.arithmetic import Precision
 from stn_core.certificates import CERTIFICATES, certificates_for
 from stn_core.certify import check_noise
 from stn_core.confidence import PROTOCOLS, Interval, check_protocol
@@ -45,7 +46,8 @@ class Resources(Section):
     )
     threads_per_actor: PositiveInt = Field(1, description="CPU threads, and CPUs reserved, per actor")
     batch_size: PositiveInt | Literal["auto"] = Field("auto", description="noisy images per forward pass")
-    precision: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of the forward pass")
+    precision: Precision = Field("float32", description="of the forward pass; tensorfloat32: on GPUs that have it")
+    compile: bool = Field(False, description="the network goes through torch.compile; CPUs need a C++ compiler for it")
     shard_size: PositiveInt | Literal["auto"] = Field("auto", description="images per shard; auto: by draws")
     max_attempts: PositiveInt = Field(3, description="times a shard is tried before it is given up")
     stall_s: Annotated[FiniteFloat, Field(gt=0)] | Literal["auto"] = Field(

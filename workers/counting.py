@@ -13,22 +13,25 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from stn_core.arithmetic import Precision
 from stn_core.models import (
     EXPORTED,
     UNCHANGED,
+    Compiled,
     Constants,
     Normalized,
     build_network,
     build_pretrained,
     constants_of,
     declared,
+    folded,
     load_weights,
     read_checkpoint,
     read_program,
 )
 from stn_core.naming import one_line
 from stn_core.noise import Phase
-from stn_core.votes import Precision, Tally, count_votes
+from stn_core.votes import Tally, count_votes
 from workers import counts_table
 from workers.ahead import ahead
 from workers.files import read_file
@@ -51,6 +54,7 @@ class CountJob:
         shard_size: images per shard; the last may hold fewer.
         batch_size: rows per forward pass; None chooses.
         precision: arithmetic of the forward pass.
+        compile: whether the network goes through torch.compile.
         device: "cpu" or "cuda".
         threads: CPU threads of one worker.
         plan_sha256: digest of the run's plan as the driver reads it.
@@ -72,6 +76,7 @@ class CountJob:
     shard_size: int
     batch_size: int | None
     precision: Precision
+    compile: bool
     device: Literal["cpu", "cuda"]
     threads: int
     plan_sha256: str
@@ -108,12 +113,32 @@ def load_model(model: Model, num_classes: int, options: S3Options | None = None)
         network = build_pretrained(model.name, model.weights, path)
     else:
         network, constants = _built(model, num_classes, options)
-    if ":" not in model.name and model.name != EXPORTED:
+    if _is_known(model):
         # Faster on every device. The user's own networks keep their layout: one that calls `view` could not bear it.
         network = network.to(memory_format=torch.channels_last)
     if model.normalization is not None:
         constants = model.normalization.mean, model.normalization.std
     return Normalized(network, *constants)
+
+
+def prepared(model: Normalized, settings: Model, *, compile: bool, device: torch.device) -> nn.Module:
+    """A loaded model as it counts: as fast as its logits can be had, but for rounding.
+
+    Args:
+        model: of ``load_model``; its digest is taken before.
+        settings: what it was loaded by.
+        compile: whether it goes through torch.compile.
+        device: where it is to count.
+    """
+    # Following the user's own code with symbols for tensors may miss what it decides by them.
+    network = folded(model.network) if _is_known(settings) else model.network
+    ready = Normalized(network, *model.constants).to(device)
+    return Compiled(ready) if compile else ready
+
+
+def _is_known(model: Model) -> bool:
+    """Whether the network is one of those by name, rather than the user's own."""
+    return ":" not in model.name and model.name != EXPORTED
 
 
 def _exported(checkpoint: Path | str | None, options: S3Options | None) -> nn.Module:

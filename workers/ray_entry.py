@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
@@ -22,9 +23,10 @@ import torch
 from torch import nn
 
 from stn_core.models import Normalized, weights_sha256
+from stn_core.votes import count_votes
 from workers import counts_table, layout, retries
 from workers.committed import read_committed
-from workers.counting import CountJob, count_images, load_model, read_images
+from workers.counting import CountJob, count_images, load_model, prepared, read_images
 from workers.images import ImageSet, Index, UnreadableImage, indexed, open_dataset
 from workers.settings import Encoded
 from workers.store import ObjectMissing
@@ -69,8 +71,6 @@ class CountingActor:
         check_pinned()
         _add_import_paths(job.import_paths)
         torch.set_num_threads(job.threads)
-        # Recorded as float32, so not to be TensorFloat-32 on the quiet.
-        torch.backends.cudnn.allow_tf32 = False
         self._job = job
         self._counting, self._committing = threading.Lock(), threading.Lock()
         self._stopped = False
@@ -79,7 +79,21 @@ class CountingActor:
         self._images = self._open_images()
         model = load_model(job.model, job.num_classes, job.store.options)
         self._check(model)
-        self._model = model.to(self._device)
+        self._model = prepared(model, job.model, compile=job.compile, device=self._device)
+        if job.compile:
+            # Here rather than in the first shard: it takes its time, and may fail.
+            count_votes(
+                self._model,
+                np.zeros((1, *job.image_shape), np.uint8),
+                noise=job.noise.build(),
+                draws=1,
+                num_classes=job.num_classes,
+                seed=0,
+                keys=[0],
+                batch_size=job.batch_size,
+                device=self._device,
+                precision=job.precision,
+            )
         self._s3_retries = ray.util.metrics.Counter(retries.METRIC, retries.MEANING, tag_keys=("run",))
         self._s3_retries.set_default_tags({"run": job.store.run})
 

@@ -18,7 +18,7 @@ from orchestrator.upkeep.findings import Finding, Findings, Observe, unobserved
 from stn_core.naming import one_line
 from workers import layout
 from workers.committed import read_committed
-from workers.counting import count_images, read_images
+from workers.counting import count_images, prepared, read_images
 from workers.store import Store, StoreError
 
 
@@ -58,12 +58,13 @@ def recount(store: Store, plan: Plan, images: int, seed: int, observe: Observe =
         return Recount(seed, (), found.told())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     job = plan.job(store.uri, device="cuda" if device.type == "cuda" else "cpu")
+    model = prepared(resolved.model, job.model, compile=job.compile, device=device)
     counted = []
     with observe("counting again", images, "images") as progress, _as_workers_do(job.threads):
         for index, shard, stored in _chosen(store, plan, images, seed):
             try:
                 shard_of_one = read_images(job, [index], resolved.images)
-                again = CountRows(count_images(job, shard_of_one, resolved.model, device), plan.num_classes)
+                again = CountRows(count_images(job, shard_of_one, model, device), plan.num_classes)
             except (OSError, StoreError) as error:
                 wrong = [f"cannot be read: {one_line(error)}"]
             else:
@@ -133,12 +134,10 @@ def _circumstances(store: Store, plan: Plan, shard: int, now: Plan, device: torc
 
 @contextlib.contextmanager
 def _as_workers_do(threads: int) -> Iterator[None]:
-    """The arithmetic of a worker: so many threads, and no TensorFloat-32."""
-    before = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
+    """So many threads."""
+    before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    torch.backends.cudnn.allow_tf32 = False
     try:
         yield
     finally:
-        torch.set_num_threads(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
+        torch.set_num_threads(before)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torchvision
 from torch import nn
 
 from stn_core.models.checkpoint import read_checkpoint
@@ -37,9 +36,16 @@ class Declared:
     url: str
 
 
+def zoo() -> Any:
+    """``torchvision.models``. Imported late: this project's own networks do without."""
+    import torchvision
+
+    return torchvision.models
+
+
 def classifiers() -> list[str]:
     """Names of torchvision's image classifiers: not its detectors, segmenters, video or quantised networks."""
-    names: list[str] = torchvision.models.list_models(module=torchvision.models)
+    names: list[str] = zoo().list_models(module=zoo())
     return names
 
 
@@ -70,7 +76,7 @@ def build_pretrained(network: str, weights: str, path: Path) -> nn.Module:
     state = read_checkpoint(path.read_bytes(), str(path)).state
     member.get_state_dict = lambda **_: dict(state)
     try:
-        built: nn.Module = torchvision.models.get_model(network, weights=member)
+        built: nn.Module = zoo().get_model(network, weights=member)
     except (RuntimeError, TypeError, KeyError) as error:
         raise ValueError(f"{path} holds other weights than {weights} of {network!r}: remove it") from error
     finally:
@@ -81,7 +87,7 @@ def build_pretrained(network: str, weights: str, path: Path) -> nn.Module:
 def _member(network: str, weights: str) -> Any:
     if network not in classifiers():
         raise ValueError(f"model.weights are those of a torchvision.models classifier, and {network!r} is none")
-    members = torchvision.models.get_model_weights(network)
+    members = zoo().get_model_weights(network)
     # Some were trained to be a part of detectors.
     valid = [member.name for member in members if member.meta["categories"]]
     if weights not in (*valid, "DEFAULT") or not valid:

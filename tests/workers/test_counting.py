@@ -49,6 +49,7 @@ JOB = CountJob(
     shard_size=64,
     batch_size=None,
     precision="float32",
+    compile=False,
     device="cpu",
     threads=1,
     plan_sha256="",
