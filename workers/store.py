@@ -248,7 +248,7 @@ class LocalStore:
 
     def probe(self) -> None:
         # A run that is not there yet shall not be there afterwards.
-        new = [folder for folder in (self._root, *self._root.parents) if not os.path.exists(folder)]
+        new = [at for at in (self._root / _ASIDE, self._root, *self._root.parents) if not os.path.exists(at)]
         content = uuid.uuid4().bytes
         try:
             with self._aside(io.BytesIO(content)) as aside:
@@ -286,8 +286,7 @@ class LocalStore:
     @contextlib.contextmanager
     def _aside(self, content: BinaryIO) -> Iterator[Path]:
         """The content in a file of its own, on disk, for the block. A crash leaves it behind, outside every listing."""
-        folder = self._root / _ASIDE
-        path = folder / uuid.uuid4().hex
+        path = self._root / _ASIDE / uuid.uuid4().hex
         try:
             with _created(path) as file:
                 shutil.copyfileobj(content, file)
@@ -297,18 +296,19 @@ class LocalStore:
         except OSError as error:
             raise StoreError(f"cannot write under {self.uri}: {error.strerror}") from error
         finally:
+            # The empty folder stays: to make and remove it takes longer than all else about a small object.
             with contextlib.suppress(OSError):
                 path.unlink()
-            with contextlib.suppress(OSError):
-                folder.rmdir()  # unless another object is being written
 
     @contextlib.contextmanager
     def _place_for(self, key: str) -> Iterator[Path]:
         """The key's path, its folder made; what the block puts there is durable afterwards."""
         target = self._path(key)
         try:
-            new = [folder for folder in target.parents if not folder.exists()]
-            target.parent.mkdir(parents=True, exist_ok=True)
+            new = []
+            if not target.parent.is_dir():
+                new = [folder for folder in target.parents if not folder.exists()]
+                target.parent.mkdir(parents=True, exist_ok=True)
             yield target
             for folder in (target.parent, *(folder.parent for folder in new)):
                 _fsync_folder(folder)
@@ -348,13 +348,13 @@ def _regular(path: Path) -> tuple[int, float] | None:
 
 
 def _created(path: Path) -> BinaryIO:
-    """A new file, opened for writing, its folder made. Another writer may remove the empty folder in between."""
+    """A new file, opened for writing, its folder made. `stn gc` may remove the empty folder in between."""
     for _ in range(100):
-        # mkdir says "exists" of a folder that is gone when it looks again.
-        with contextlib.suppress(FileNotFoundError, FileExistsError):
-            path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
             return path.open("xb")
-    path.parent.mkdir(parents=True, exist_ok=True)
+        # mkdir says "exists" of a folder that is gone when it looks again.
+        with contextlib.suppress(FileExistsError):
+            path.parent.mkdir(parents=True, exist_ok=True)
     return path.open("xb")
 
 
