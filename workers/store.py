@@ -222,17 +222,30 @@ class LocalStore:
             return path.is_file()
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
-        folder = self._root / checked_prefix(prefix).rpartition("/")[0]
-        found = []
-        with _told("list", folder):
-            paths = [*below(folder)]
-        for path in paths:
-            key = path.relative_to(self._root).as_posix()
-            if key.startswith(prefix) and not key.startswith(f"{_ASIDE}/") and is_key(key):
-                size_and_time = _regular(path)
+        within = checked_prefix(prefix).rpartition("/")[0]
+        with _told("list", self._root / within):
+            yield from self._below(f"{within}/" if within else "", prefix)
+
+    def _below(self, place: str, prefix: str) -> Iterator[StoredObject]:
+        """``list`` in one folder, whose keys begin with ``place``. Raises OSError. A run may have a million objects: of
+        those not yielded yet, names are held and nothing else."""
+        try:
+            with os.scandir(self._root / place) as entries:
+                # A folder's keys go on with a slash, and have their place in key order by it.
+                names = sorted(
+                    f"{entry.name}/" if entry.is_dir(follow_symlinks=False) else entry.name for entry in entries
+                )
+        except (FileNotFoundError, NotADirectoryError):  # it may be removed meanwhile
+            return
+        for name in names:
+            key = place + name
+            if name.endswith("/"):
+                if key.startswith(prefix) or prefix.startswith(key):
+                    yield from self._below(key, prefix)
+            elif key.startswith(prefix) and not key.startswith(f"{_ASIDE}/") and is_key(key):
+                size_and_time = _regular(f"{self._root}/{key}")
                 if size_and_time is not None:
-                    found.append(StoredObject(key, *size_and_time))
-        yield from sorted(found, key=lambda stored: stored.key)
+                    yield StoredObject(key, *size_and_time)
 
     def delete(self, key: str) -> None:
         path = self._path(key)
@@ -336,10 +349,10 @@ def _told(doing: str, path: Path) -> Iterator[None]:
         raise StoreError(f"cannot {doing} {error.filename or path}: {error.strerror}") from error
 
 
-def _regular(path: Path) -> tuple[int, float] | None:
+def _regular(path: Path | str) -> tuple[int, float] | None:
     """A file's size and time; None for anything else, and where it was removed meanwhile."""
     try:
-        status = path.stat()
+        status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
