@@ -17,6 +17,7 @@ import torch
 
 from workers.counting import CountJob, Shard, count_images, load_model
 from workers.images import Pixels
+from workers.imports import importable
 
 #: What it prints when it is about to count, after which it waits for a line on its standard input.
 READY = "ready"
@@ -70,5 +71,5 @@ def main() -> None:
     told = os.dup(1)
     os.dup2(2, 1)
     with os.fdopen(told, "w") as sys.stdout:
-        sys.path.extend(path for path in probe.job.import_paths if path not in sys.path)
+        importable(probe.job.import_paths)
         print(measured(probe), flush=True)
