@@ -49,7 +49,7 @@ class Row:
                 return self.ratio >= least
             case "≤", [most]:
                 return self.ratio <= most
-            case _, [least, most]:
+            case first, [least, most] if first.isdigit():
                 return least <= self.ratio <= most
         raise ValueError(f"no goal: {self.goal!r}")
 

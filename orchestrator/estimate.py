@@ -33,8 +33,8 @@ _SAMPLE_IMAGES, _SAMPLE_DRAWS = 8, 16
 #: Seconds that the probes count, after a batch to warm up.
 _PROBE_S = 3.0
 
-#: Seconds by which Ray's start and end, and a worker's first breath there, exceed the start of a probe.
-_RAY_S = 6.0
+#: Seconds of a run around its workers' work and start, as two cores took: the command's own start, Ray's start and end.
+_AROUND_S = 8.0
 
 #: How a probe is started: from this process's folders, and not from the one that happens to be the current.
 _PROBE = (sys.executable, "-P", "-c", "from workers.probe import main; main()")
@@ -45,7 +45,7 @@ class Cost:
     """What was measured.
 
     Attributes:
-        start_s: until a worker is ready to count, s.
+        start_s: of the command and its workers, s.
         batch_s: seconds that a worker's forward pass takes, noise and votes included, while the others are at work.
         image_s: seconds of a worker's processor to read an image.
         shard_s: seconds to encode a shard's votes; to decode them again takes the reduce about as long.
@@ -67,7 +67,7 @@ class Estimate:
     Attributes:
         actors: workers at a time.
         passes_per_s: of one worker, while all are at work.
-        start_s: until workers are ready.
+        start_s: start of the command, of Ray and of its workers, and their end.
         count_s: counting time of the whole run.
         reduce_s: until its certificates are published.
         bytes: size of the votes in the store.
@@ -82,7 +82,7 @@ class Estimate:
 
     @property
     def seconds(self) -> float:
-        """From the plan to the certificates."""
+        """Of the whole command."""
         return self.start_s + self.count_s + self.reduce_s
 
 
@@ -152,7 +152,7 @@ def _measured(resolved: Resolved, rows: int, processes: int, device: torch.devic
     encoded = len(counts_table.encode(table, job.provenance))
     shard_s = time.perf_counter() - begun
     start_s, batch_s = run_probes(probe, processes)
-    return Cost(start_s + _RAY_S, batch_s, image_s, shard_s, empty, (encoded - empty) / table.num_rows)
+    return Cost(start_s + _AROUND_S, batch_s, image_s, shard_s, empty, (encoded - empty) / table.num_rows)
 
 
 def run_probes(probe: Probe, processes: int) -> tuple[float, float]:
