@@ -25,7 +25,10 @@ Ints = NDArray[np.int64]
 
 #: Most counts of votes held as a matrix at a time, for one phase, and most rows: 32 MiB of the first.
 _DENSE_COUNTS = 2**22
-_DENSE_ROWS = 2**16
+_DENSE_ROWS = 2**14
+
+#: Rows that small shards are joined to first.
+_FEW_ROWS = 2**10
 
 
 def read_plan(store: Store) -> Plan:
@@ -162,14 +165,27 @@ def read_votes(
     Raises RunError if votes are damaged. ``observe`` is called with 1 after each shard.
     """
     most = max(1, min(_DENSE_ROWS, _DENSE_COUNTS // plan.num_classes))
-    waiting: list[pa.Table] = []
-    for shard in shards:
-        waiting.append(read_shard(store, plan, shard).table)
+    tables = (read_shard(store, plan, shard).table for shard in shards)
+    for whole in _joined(_joined(_observed(tables, observe), _FEW_ROWS), most):
+        for start in range(0, len(whole), most):
+            yield CountRows(whole.slice(start, most), plan.num_classes)
+
+
+def _observed(tables: Iterable[pa.Table], observe: Callable[[int], None]) -> Iterator[pa.Table]:
+    for table in tables:
+        yield table
         observe(1)
-        if sum(len(table) for table in waiting) >= most:
-            whole = pa.concat_tables(waiting)
-            waiting = []
-            for start in range(0, len(whole), most):
-                yield CountRows(whole.slice(start, most), plan.num_classes)
+
+
+def _joined(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """The tables one after another, as few that have at least so many rows. A table of a row takes kilobytes."""
+    waiting: list[pa.Table] = []
+    held = 0
+    for table in tables:
+        waiting.append(table)
+        held += len(table)
+        if held >= rows:
+            yield pa.concat_tables(waiting).combine_chunks()
+            waiting, held = [], 0
     if waiting:
-        yield CountRows(pa.concat_tables(waiting), plan.num_classes)
+        yield pa.concat_tables(waiting).combine_chunks()

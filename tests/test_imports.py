@@ -167,8 +167,8 @@ def test_workers_do_not_know_the_orchestrator() -> None:
     assert importers("workers", "orchestrator") == set()
 
 
-def test_one_module_of_the_workers_and_one_folder_of_the_orchestrator_import_ray() -> None:
-    assert importers("workers", "ray") == {"workers/ray_entry.py"}
+def test_two_modules_of_the_workers_and_one_folder_of_the_orchestrator_import_ray() -> None:
+    assert importers("workers", "ray") == {"workers/ray_entry.py", "workers/ray_training.py"}
     assert {Path(path).parent.as_posix() for path in importers("orchestrator", "ray")} == {"orchestrator/on_ray"}
 
 

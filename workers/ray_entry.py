@@ -1,26 +1,18 @@
-"""What Ray runs on a node: the counting actor and the training worker. The only module in workers that imports ray."""
+"""What Ray runs on a node to count: the actor. This module and `ray_training` alone in workers import ray."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-import ray.train
-import ray.train.torch
 import ray.util.metrics
-import ray.util.queue
 import torch
-from torch import nn
 
 from stn_core.models import Normalized, weights_sha256
 from stn_core.votes import count_votes
@@ -28,9 +20,9 @@ from workers import counts_table, layout, retries
 from workers.committed import read_committed
 from workers.counting import CountJob, count_images, load_model, prepared, read_images
 from workers.images import ImageSet, Index, UnreadableImage, indexed, open_dataset
+from workers.imports import importable
 from workers.settings import Encoded
 from workers.store import ObjectMissing
-from workers.training import STATE, Epoch, TrainJob, train
 from workers.versions import check_pinned
 
 
@@ -69,7 +61,7 @@ class CountingActor:
 
     def __init__(self, job: CountJob) -> None:
         check_pinned()
-        _add_import_paths(job.import_paths)
+        importable(job.import_paths)
         torch.set_num_threads(job.threads)
         self._job = job
         self._counting, self._committing = threading.Lock(), threading.Lock()
@@ -186,59 +178,6 @@ class CountingActor:
     def _receipt(self, shard: int, table: pa.Table, first: bool) -> Receipt:
         draws = sum(table["draws"].to_pylist()) + sum(table["selection_draws"].to_pylist())
         return Receipt(shard, table.num_rows, table.num_rows - table["error"].null_count, draws, first)
-
-
-def train_loop(config: dict[str, Any]) -> None:
-    """Ray Train's entry: the training loop under its session."""
-    check_pinned()
-    job: TrainJob = config["job"]
-    _add_import_paths(job.import_paths)
-    torch.set_num_threads(job.threads)
-    train(job, _RaySession(config["epochs"]))
-
-
-class _RaySession:
-    """``workers.training.Session`` by Ray Train."""
-
-    def __init__(self, epochs: ray.util.queue.Queue) -> None:
-        self._epochs = epochs
-        context = ray.train.get_context()
-        self.rank: int = context.get_world_rank()
-        self.world_size: int = context.get_world_size()
-        self.device: torch.device = ray.train.torch.get_device()
-
-    def prepare(self, model: nn.Module) -> nn.Module:
-        prepared: nn.Module = ray.train.torch.prepare_model(model)
-        return prepared
-
-    def restored(self) -> bytes | None:
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            return None
-        with checkpoint.as_directory() as folder:
-            return (Path(folder) / STATE).read_bytes()
-
-    def report(self, epochs: Sequence[Epoch], checkpoint: Path | None) -> None:
-        kept = None if checkpoint is None else ray.train.Checkpoint.from_directory(str(checkpoint))
-        ray.train.report(dataclasses.asdict(epochs[-1]), checkpoint=kept)
-        if self.rank == 0:
-            self._epochs.put(tuple(epochs))
-
-    def save(self, checkpoint: Path | None) -> None:
-        ray.train.report({}, checkpoint=None if checkpoint is None else ray.train.Checkpoint.from_directory(checkpoint))
-        if self.rank == 0:
-            self._epochs.put(())
-
-    def first_says(self, word: bool) -> bool:
-        if self.world_size == 1:
-            return word
-        said = torch.tensor(int(word), device=self.device)
-        torch.distributed.broadcast(said, src=0)
-        return bool(said)
-
-
-def _add_import_paths(paths: Sequence[str]) -> None:
-    sys.path.extend(path for path in paths if path not in sys.path)
 
 
 def _device_name(device: torch.device) -> str:
