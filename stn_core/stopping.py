@@ -6,28 +6,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Looks:
-    """What images' votes came to each time that they were looked at: after every round of draws.
-
-    Attributes:
-        candidate: each image's class to be certified, int64 (images,); -1 where there is none.
-        image: which image each look is at, int64 (looks,); looks at the same image follow each other in time.
-        top: the candidate's votes so far, int64 (looks,).
-        runner_up: the most votes so far of any other class, int64 (looks,).
-        trials: estimation draws so far, int64 (looks,).
-    """
-
-    candidate: Ints
-    image: Ints
-    top: Ints
-    runner_up: Ints
-    trials: Ints
+from stn_core.looks import Ints, Looks, latest
 
 
 class Rule(Protocol):
@@ -49,10 +29,3 @@ class FixedDraws:
 
     def more(self, looks: Looks) -> Ints:
         return np.maximum(self.draws - latest(looks, looks.trials), 0)
-
-
-def latest(looks: Looks, values: Ints) -> Ints:
-    """Of values for each look, those at the last look at each image, int64 (images,); 0 where there was none."""
-    last = np.zeros(len(looks.candidate), dtype=np.int64)
-    last[looks.image] = values  # of several for one place numpy keeps the last
-    return last
