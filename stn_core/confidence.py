@@ -286,7 +286,7 @@ def bound_probabilities(
     if uniform is not None:
         top, runner_up, trials = top[spread], runner_up[spread], trials[spread]
         spread = slice(None)
-    lower, upper = _bounds_of(protocol, alpha / protocol.shares(outcomes.num_classes, bounds), uniform, stages)
+    lower, upper = bounds_of(protocol, alpha / protocol.shares(outcomes.num_classes, bounds), uniform, stages)
     p1_lower = lower(top, trials)
     p2_upper = upper(runner_up, trials) if bounds == 2 else np.ones_like(p1_lower)
     if outcomes.image is not None:
@@ -298,10 +298,14 @@ def bound_probabilities(
 _Bound = Callable[[Ints, Ints], Floats]
 
 
-def _bounds_of(
-    protocol: Protocol, error: float, uniform: Floats | None, stages: Sequence[int] | None
+def bounds_of(
+    protocol: Protocol, error: float, uniform: Floats | None = None, stages: Sequence[int] | None = None
 ) -> tuple[_Bound, _Bound]:
-    """Lower and upper bounds from (successes, trials), which err with probability ``error`` each."""
+    """Functions from (successes, trials) to lower and to upper bounds, which err with probability ``error`` each.
+
+    Raises:
+        ValueError: the protocol needs stages, and there are none.
+    """
     if protocol.looks == "any":
         return (
             lambda k, n: sequences.lower_bound(k, n, error),

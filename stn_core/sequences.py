@@ -9,14 +9,14 @@ most that probability. The lower bound is the tau at which it has just reached i
 Alternatives are told by u = (1 - q) / (1 - tau), which runs from 0 (hardly a failure) to 1 (as many as tau allows);
 the mixture is in u, the same for every tau. With k successes and f failures
 
-    E(tau) = integral of ((1 - u (1 - tau)) / tau)^k u^f over the mixture,
+    E(tau) = integral from 0 to 1 of ((1 - u (1 - tau)) / tau)^k u^f du,
 
 which decreases in tau: whoever claims p > tau has the evidence for every smaller threshold too, and as the one p that
 is true errs with one threshold only, no correction for many thresholds is due. log E is convex in tau, each factor
 log(u + (1 - u) / tau) being so; Newton's method relies on that.
 
-For a density b u^(b - 1) the integral is an incomplete beta function. Nothing here depends on how many draws there will
-be or on when they were looked at: draws may be added to votes of long ago, and the bounds still hold.
+The mixture is even in u, and the integral an incomplete beta function. Nothing here depends on how many draws there
+will be or on when they were looked at: draws may be added to votes of long ago, and the bounds still hold.
 """
 
 from __future__ import annotations
@@ -30,10 +30,6 @@ from scipy import special
 from stn_core import intervals
 
 Floats = NDArray[np.float64]
-
-#: The mixture: weights, and exponents b of the densities b u^(b - 1).
-_WEIGHTS = np.array([0.5, 0.5])
-_EXPONENTS = np.array([0.5, 4.0])
 
 #: An incomplete beta function below this has lost digits. It counts as none, which is less evidence than there is.
 _LEAST = 1e-290
@@ -115,26 +111,16 @@ def _root(k: Floats, n: Floats, error: Floats) -> Floats:
 def _log_evidence(k: Floats, f: Floats, tau: Floats) -> tuple[Floats, Floats]:
     """The logarithm of the evidence, and its derivative by tau.
 
-    One density b u^(b - 1) gives, by v = u (1 - tau) and with a = f + b,
+    By v = u (1 - tau) and with a = f + 1,
 
-        E = b tau^-k (1 - tau)^-a B(a, k + 1) I(1 - tau; a, k + 1),
-        E' = E (a / (1 - tau) - k / tau) - b / (1 - tau).
+        E = tau^-k (1 - tau)^-a B(a, k + 1) I(1 - tau; a, k + 1),    E' = E (a / (1 - tau) - k / tau) - 1 / (1 - tau).
     """
-    rest = 1 - tau
-    a = f + _EXPONENTS[:, None]
+    a, rest = f + 1, 1 - tau
     inside = special.betainc(a, k + 1, rest)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        log_parts = (
-            np.log(_WEIGHTS * _EXPONENTS)[:, None]
-            + _log_beta(a, k + 1)
-            + np.log(np.where(inside < _LEAST, 0.0, inside))
-            - k * np.log(tau)
-            - a * np.log1p(-tau)
-        )
-        total = special.logsumexp(log_parts, axis=0)
-        shares = np.exp(log_parts - total)
-        slope = (shares * a).sum(axis=0) / rest - k / tau - (_WEIGHTS @ _EXPONENTS) / rest * np.exp(-total)
-    return total, slope
+        log_inside = np.log(np.where(inside < _LEAST, 0.0, inside))
+        evidence = _log_beta(a, k + 1) + log_inside - k * np.log(tau) - a * np.log1p(-tau)
+        return evidence, a / rest - k / tau - np.exp(-evidence) / rest
 
 
 def _log_beta(x: Floats, y: Floats) -> Floats:

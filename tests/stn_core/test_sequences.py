@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mpmath import mp, mpf
 from numpy.typing import NDArray
 
-from stn_core import intervals, sequences
+from stn_core import intervals
 from stn_core.sequences import log_evidence, lower_bound, spending_lower_bound, spending_upper_bound, upper_bound
 
 Floats = NDArray[np.float64]
@@ -20,35 +20,26 @@ Bools = NDArray[np.bool_]
 ERRORS = [0.5, 0.05, 1e-3, 1e-9]
 
 
-def mixture() -> list[tuple[mpf, mpf]]:
-    return [(mpf(w), mpf(b)) for w, b in zip(sequences._WEIGHTS.tolist(), sequences._EXPONENTS.tolist(), strict=True)]
-
-
 def evidence_by_integration(k: int, f: int, tau: float) -> mpf:
-    """The definition: the likelihood ratio of q against tau, averaged over u = (1 - q) / (1 - tau)."""
+    """The definition: the likelihood ratio of q against tau, averaged over u = (1 - q) / (1 - tau), even on (0, 1)."""
     t = mpf(tau)
 
     def ratio(u: mpf) -> mpf:
         q = 1 - u * (1 - t)
         return (q / t) ** k * ((1 - q) / (1 - t)) ** f
 
-    # In v = u^b the density is that of the uniform distribution, without a pole at 0.
-    return sum(w * mp.quad(lambda v, b=b: ratio(v ** (1 / b)), mp.linspace(0, 1, 33)) for w, b in mixture())
+    return mp.quad(ratio, mp.linspace(0, 1, 33))
 
 
 def evidence_by_mpmath(k: int, f: int, tau: mpf) -> mpf:
     """The same in 60 digits, for tau below k / (k + f): incomplete beta functions summed term by term."""
-    total = mpf(0)
-    for w, b in mixture():
-        a = f + b
-        scale = mp.exp(-k * mp.log(tau) - a * mp.log(1 - tau))
-        if tau > 0.5:
-            # B(1 - tau; a, k + 1) = (1 - tau)^a tau^(k + 1) / a x 2F1(a + k + 1, 1; a + 1; 1 - tau).
-            total += w * b * tau / a * rising_series(a + k + 1, a + 1, 1 - tau)
-        else:
-            # The rest of B(a, k + 1) is the same with both sides exchanged.
-            total += w * b * (scale * mp.beta(a, k + 1) - tau / (k + 1) * rising_series(a + k + 1, k + 2, tau))
-    return total
+    a = f + 1
+    if tau > 0.5:
+        # B(1 - tau; a, k + 1) = (1 - tau)^a tau^(k + 1) / a x 2F1(a + k + 1, 1; a + 1; 1 - tau).
+        return tau / a * rising_series(a + k + 1, a + 1, 1 - tau)
+    # The rest of B(a, k + 1) is the same with both sides exchanged.
+    scale = mp.exp(-k * mp.log(tau) - a * mp.log(1 - tau))
+    return scale * mp.beta(a, k + 1) - tau / (k + 1) * rising_series(a + k + 1, k + 2, tau)
 
 
 def rising_series(a: mpf, c: mpf, x: mpf) -> mpf:
@@ -68,12 +59,6 @@ def test_evidence_is_an_average_of_likelihood_ratios(k: int, f: int, tau: float)
     with mp.workdps(30):
         expected = mp.log(evidence_by_integration(k, f, tau))
     assert log_evidence(k, k + f, tau) == pytest.approx(float(expected), abs=1e-9)
-
-
-def test_weights_and_exponents_make_a_distribution() -> None:
-    assert sequences._WEIGHTS.sum() == 1
-    assert np.all(sequences._WEIGHTS > 0)
-    assert np.all(sequences._EXPONENTS > 0)
 
 
 def test_no_draws_are_no_evidence() -> None:
