@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,15 +46,18 @@ def certify(
     draws: ArrayLike | None = None,
     dimension: int | None = None,
     uniform: ArrayLike | None = None,
+    stages: Sequence[int] | None = None,
 ) -> Certified:
     """Certify images from their votes.
 
     Args:
         estimation: votes per class, integers (images, classes).
-        selection: votes of a separate selection phase, integers (images, classes); only protocol "split" reads it.
-        labels: true classes, integers (images,); only protocol "label" reads it.
+        selection: votes of a separate selection phase, integers (images, classes); protocols "split", "anytime" and
+            "stages" read it.
+        labels: true classes, integers (images,); protocols "label" and "anytime_label" read it.
         certificate: a name in ``CERTIFICATES``, or one of your own.
-        protocol: a name in ``PROTOCOLS``: "paper", "paper_two", "split", "label", "exact".
+        protocol: a name in ``PROTOCOLS``: "paper", "paper_two", "split", "label", "exact", and for draws whose number
+            the votes decided "anytime", "anytime_label", "stages".
         noise: what the votes were counted under, such as ``Gaussian(0.5)``.
         alpha: probability with which an image's certificate may be false, inside (0, 1). Protocol "exact" ignores it.
         draws: estimation draws per image, an integer or (images,), where some votes were invalid (NaN logits); None
@@ -61,6 +65,7 @@ def certify(
         dimension: values in an image, channels x height x width; only L-infinity certificates need it.
         uniform: each image's own variate in (0, 1] for randomised intervals, independent of its votes, (images,):
             ``interval_variates``. None for Clopper-Pearson.
+        stages: numbers of draws that were declared beforehand; only protocol "stages" reads it.
 
     Returns:
         Certified, one entry per image.
@@ -86,6 +91,7 @@ def certify(
         alpha=alpha,
         dimension=dimension,
         uniform=None if uniform is None else _as_variates(uniform, len(votes.trials)),
+        stages=stages,
     )
 
 
@@ -108,6 +114,7 @@ def certify_outcomes(
     alpha: float,
     dimension: int | None = None,
     uniform: NDArray[np.float64] | None = None,
+    stages: Sequence[int] | None = None,
 ) -> Certified:
     """``certify`` for votes that have been validated and looked through, so that several certificates share that work.
 
@@ -115,15 +122,16 @@ def certify_outcomes(
         outcomes: what the votes came to under ``protocol``.
         certificate, protocol: they fit each other and the votes' noise.
         scale: the noise's, in [0, 1] pixel units.
-        alpha, dimension, uniform: as in ``certify``.
+        alpha, dimension, uniform, stages: as in ``certify``.
 
     Raises:
-        ValueError: alpha lies outside (0, 1), or the dimension is needed and missing.
+        ValueError: alpha lies outside (0, 1), the dimension or the stages are needed and missing, or the protocol does
+            not go with several looks or with variates.
     """
     if not 0 < alpha < 1:
         raise ValueError(f"alpha must lie inside (0, 1), got {alpha!r}")
     p1_lower, p2_upper, spread = bound_probabilities(
-        outcomes, protocol, bounds=certificate.bounds, alpha=alpha, uniform=uniform
+        outcomes, protocol, bounds=certificate.bounds, alpha=alpha, uniform=uniform, stages=stages
     )
     # The formulas are symmetric in p1 and p2: without this test they would hand out false certificates.
     separated = p1_lower > p2_upper

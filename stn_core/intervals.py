@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
@@ -22,7 +24,7 @@ MOST_TRIALS = 10_000_000
 _POLISH_STEPS = 2
 
 #: At most; each is Newton's or, where that would leave the bracket, halves it.
-_RANDOMISED_STEPS = 200
+_ROOT_STEPS = 200
 
 
 def lower_bound(successes: ArrayLike, trials: ArrayLike, error: ArrayLike, uniform: ArrayLike | None = None) -> Floats:
@@ -47,30 +49,31 @@ def lower_bound(successes: ArrayLike, trials: ArrayLike, error: ArrayLike, unifo
     Raises:
         ValueError: counts, error or uniform out of range.
     """
-    k, n, e = _checked(successes, trials, error)
+    k, n, e = checked(successes, trials, error)
     if uniform is None:
         # Without a success there is no bound to find; any other count stands in for it.
-        return np.where(k == 0, 0.0, _clopper_pearson(np.maximum(k, 1), n, e) * (1 - _slack(n)))
+        return np.where(k == 0, 0.0, _clopper_pearson(np.maximum(k, 1), n, e) * (1 - slack(n)))
     k, n, e, u = np.broadcast_arrays(k, n, e, _checked_uniform(uniform))
     bound = _randomised(k, n, e, np.clip(u, np.minimum(e / (1 - e), 1.0), 1.0)).reshape(k.shape)
-    return np.where(k == 0, 0.0, bound * (1 - _slack(n)))
+    return np.where(k == 0, 0.0, bound * (1 - slack(n)))
 
 
 def upper_bound(successes: ArrayLike, trials: ArrayLike, error: ArrayLike, uniform: ArrayLike | None = None) -> Floats:
     """One-sided upper bound on a probability; as ``lower_bound``, rounded upwards, at most 1."""
-    k, n, e = _checked(successes, trials, error)
+    k, n, e = checked(successes, trials, error)
     if uniform is None:
         with np.errstate(divide="ignore", invalid="ignore"):
             bound = special.betainccinv(k + 1, n - k, e)
             for _ in range(_POLISH_STEPS):
                 bound = bound + (special.betaincc(k + 1, n - k, bound) - e) / _beta_density(k + 1, n - k, bound)
         # The density vanishes where the bound rounds to 1, and the step with it.
-        return np.where((k == n) | np.isnan(bound), 1.0, np.minimum(1.0, bound * (1 + _slack(n))))
+        return np.where((k == n) | np.isnan(bound), 1.0, np.minimum(1.0, bound * (1 + slack(n))))
     # Failures are successes of the opposite; the difference costs half a unit in the last place of 1.
-    return np.minimum(1.0, (1 - lower_bound(n - k, n, e, uniform)) * (1 + _slack(n)) + 2.0**-53)
+    return np.minimum(1.0, (1 - lower_bound(n - k, n, e, uniform)) * (1 + slack(n)) + 2.0**-53)
 
 
-def _slack(trials: Floats) -> Floats:
+def slack(trials: Floats) -> Floats:
+    """How far bounds from that many trials are moved outwards, relative."""
     return _SLACK * np.maximum(trials / _SLACK_TRIALS, 1.0)
 
 
@@ -89,19 +92,32 @@ def _randomised(k: Floats, n: Floats, error: Floats, u: Floats) -> Floats:
     last = k == n
     a = np.where(k == 0, 1.0, k)  # such rows are 0 whatever is found here
     # A little wider than the plain bounds, which are roots themselves where u is 1.
-    low = _clopper_pearson(a, n, error) * (1 - _slack(n))
-    high = np.where(last, 1.0, _clopper_pearson(np.where(last, a, a + 1), n, error) * (1 + _slack(n)))
-    root = (low + high) / 2
+    low = _clopper_pearson(a, n, error) * (1 - slack(n))
+    high = np.where(last, 1.0, _clopper_pearson(np.where(last, a, a + 1), n, error) * (1 + slack(n)))
+    return monotone_root(lambda p, i: _excess(p, a[i], n[i], error[i], u[i]), low, high, (low + high) / 2)
+
+
+def monotone_root(
+    function: Callable[[Floats, NDArray[np.intp]], tuple[Floats, Floats]], low: Floats, high: Floats, start: Floats
+) -> Floats:
+    """Roots of increasing functions, elementwise, by Newton's steps, or by halving where those would leave the bracket.
+
+    Args:
+        function: from points and which elements they are for, to the functions' values and slopes there.
+        low, high: the brackets, float64 (elements,).
+        start: where to begin, inside them.
+    """
+    root, low, high = start.copy(), low.copy(), high.copy()
     open_ = np.arange(root.size)
-    for _ in range(_RANDOMISED_STEPS):
-        p, lower, upper = root[open_], low[open_], high[open_]
-        excess, slope = _excess(p, a[open_], n[open_], error[open_], u[open_])
-        lower, upper = np.where(excess < 0, p, lower), np.where(excess < 0, upper, p)
+    for _ in range(_ROOT_STEPS):
+        x = root[open_]
+        value, slope = function(x, open_)
+        lower, upper = np.where(value < 0, x, low[open_]), np.where(value < 0, high[open_], x)
         with np.errstate(divide="ignore", invalid="ignore"):
-            newton = p - excess / slope
+            newton = x - value / slope
         step = np.where((newton > lower) & (newton < upper), newton, (lower + upper) / 2)
         root[open_], low[open_], high[open_] = step, lower, upper
-        open_ = open_[np.abs(step - p) > 1e-15 * p]
+        open_ = open_[np.abs(step - x) > 1e-15 * x]
         if not open_.size:
             break
     return root
@@ -121,16 +137,19 @@ def _beta_density(a: Floats, b: Floats, x: Floats) -> Floats:
     return np.exp((a - 1) * np.log(x) + (b - 1) * np.log1p(-x) - special.betaln(a, b))
 
 
-def _checked(successes: ArrayLike, trials: ArrayLike, error: ArrayLike) -> tuple[Floats, Floats, Floats]:
+def checked(
+    successes: ArrayLike, trials: ArrayLike, error: ArrayLike, *, fewest: int = 1, name: str = "error"
+) -> tuple[Floats, Floats, Floats]:
+    """Counts and a probability inside (0, 1), called ``name``, as float64. Raises ValueError where they are not."""
     k, n, e = (np.asarray(value, dtype=np.float64) for value in (successes, trials, error))
-    if not np.all(n >= 1):
-        raise ValueError("trials must be at least 1")
+    if not np.all(n >= fewest):
+        raise ValueError(f"trials must be at least {fewest}")
     if not np.all(n <= MOST_TRIALS):
         raise ValueError(f"trials must be at most {MOST_TRIALS}: bounds from more are not accurate enough to be proved")
     if not np.all((k >= 0) & (k <= n)):
         raise ValueError("successes must lie between 0 and trials")
     if not np.all((e > 0) & (e < 1)):
-        raise ValueError("error must lie inside (0, 1)")
+        raise ValueError(f"{name} must lie inside (0, 1)")
     return k, n, e
 
 

@@ -10,6 +10,7 @@ not overlap, since p1 + p2 <= 1, so two classes tie first at
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -31,16 +32,26 @@ def two_and_one_class(
         sources: paper and theorem of each.
     """
 
-    def two(p1_lower: Floats, p2_upper: Floats) -> Floats:
-        return np.maximum((_below(quantile(p1_lower)) + _below(-quantile(p2_upper))) / 2, 0.0)
-
-    def one(p1_lower: Floats, p2_upper: Floats) -> Floats:
-        return np.maximum(_below(quantile(p1_lower)), 0.0)
-
     return (
-        Certificate(f"{name}_two_class", norm, noise, 2, sources[0], two),
-        Certificate(f"{name}_one_class", norm, noise, 1, sources[1], one),
+        Certificate(f"{name}_two_class", norm, noise, 2, sources[0], _TwoClass(quantile)),
+        Certificate(f"{name}_one_class", norm, noise, 1, sources[1], _OneClass(quantile)),
     )
+
+
+@dataclass(frozen=True)
+class _TwoClass:
+    quantile: Callable[[Floats], Floats]
+
+    def __call__(self, p1_lower: Floats, p2_upper: Floats) -> Floats:
+        return np.maximum((_below(self.quantile(p1_lower)) + _below(-self.quantile(p2_upper))) / 2, 0.0)
+
+
+@dataclass(frozen=True)
+class _OneClass:
+    quantile: Callable[[Floats], Floats]
+
+    def __call__(self, p1_lower: Floats, p2_upper: Floats) -> Floats:
+        return np.maximum(_below(self.quantile(p1_lower)), 0.0)
 
 
 def _below(quantile: Floats) -> Floats:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 
 import numpy as np
 
@@ -38,6 +39,7 @@ def maximum(objective: Callable[[Floats], Floats], high: Floats) -> Floats:
 def blockwise(function: Callable[[Floats, Floats], Floats]) -> Callable[[Floats, Floats], Floats]:
     """``function`` of (p1, p2), vectors, as one of arrays of any shape, a block at a time."""
 
+    @wraps(function)  # by whose name it can be pickled
     def whole(p1: Floats, p2: Floats) -> Floats:
         first, second = (np.ravel(p) for p in np.broadcast_arrays(p1, p2))
         blocks = [function(first[i : i + _BLOCK], second[i : i + _BLOCK]) for i in range(0, first.size, _BLOCK)]

@@ -26,12 +26,12 @@ NOISES: dict[str, Noise] = {
 }
 SPLITTING_DRAWS = 204
 
-#: Every certificate under every protocol that fits it.
+#: Every certificate under every protocol that fits it and is re-derived.
 LINES = [
     (name, protocol)
     for name, certificate in CERTIFICATES.items()
     for protocol in PROTOCOLS
-    if (protocol == "exact") == (certificate.noise == "splitting")
+    if not PROTOCOLS[protocol].sequential and (protocol == "exact") == (certificate.noise == "splitting")
 ]
 
 

@@ -45,6 +45,9 @@ SAMPLED_WAYS = [
 ]
 EVERY_WAY = [*SAMPLED_WAYS, ("splitting", "exact")]
 
+#: Numbers of draws declared for protocol "stages"; at any other it abstains.
+STAGES = (1, 2, 3, 5, 10, 100, 1000)
+
 #: Values in an image.
 DIMENSION = 3 * 32 * 32
 
@@ -66,9 +69,11 @@ def certify_alike(
 ) -> Certified:
     """Certify under any protocol: the selection votes fall like the others, and the label is the most voted class.
 
-    The scale of splitting noise follows from its number of draws.
+    The scale of splitting noise follows from its number of draws. Sequential protocols have no variates.
     """
     votes = np.asarray(counts)
+    if PROTOCOLS[protocol].sequential:
+        uniform = None
     if protocol == "exact":
         draws = draws_of(votes) if draws is None else draws
         noise: Noise = Splitting(int(np.max(draws)) / 510)
@@ -85,6 +90,7 @@ def certify_alike(
         draws=draws,
         dimension=DIMENSION,
         uniform=uniform,
+        stages=STAGES,
     )
 
 

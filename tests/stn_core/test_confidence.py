@@ -11,7 +11,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stn_core import CERTIFICATES, PROTOCOLS, Gaussian, Laplace, Splitting, Uniform, certify, lower_bound, upper_bound
+from stn_core import (
+    CERTIFICATES,
+    PROTOCOLS,
+    Gaussian,
+    Laplace,
+    Splitting,
+    Uniform,
+    certify,
+    lower_bound,
+    sequences,
+    upper_bound,
+)
+from stn_core.certify import certify_outcomes
+from stn_core.confidence import bound_probabilities, outcomes_of_looks
+from stn_core.looks import Looks, Round, looks_of
 
 NOISE = {"gaussian": Gaussian(1.0), "laplace": Laplace(1.0), "uniform": Uniform(1.0)}
 
@@ -23,8 +37,25 @@ ONE_BOUND = {
     "neyman_pearson_uniform_one_class",
 }
 
+#: A certificate of each number of bounds.
+REPRESENTATIVES = ["neyman_pearson_one_class", "neyman_pearson_two_class"]
+
 #: Parts into which alpha is split for three classes: protocol to the divisor of alpha for one bound and for two.
-SHARES = {"paper": (3, 6), "paper_two": (1, 2), "split": (1, 2), "label": (1, 2)}
+SHARES = {
+    "paper": (3, 6),
+    "paper_two": (1, 2),
+    "split": (1, 2),
+    "label": (1, 2),
+    "anytime": (1, 2),
+    "anytime_label": (1, 2),
+    "stages": (1, 2),
+}
+
+#: Protocols under which the votes may choose the number of draws.
+SEQUENTIAL = ["anytime", "anytime_label", "stages"]
+
+#: Numbers of draws declared for protocol "stages".
+STAGES = (10, 100, 1000)
 
 #: Certificates whose bounds come from samples; splitting noise is enumerated.
 SAMPLED = [name for name, certificate in CERTIFICATES.items() if certificate.noise in NOISE]
@@ -35,7 +66,31 @@ ALPHA = 0.012
 
 def arguments(certificate: str, protocol: str) -> dict[str, Any]:
     noise = NOISE[CERTIFICATES[certificate].noise]
-    return {"certificate": certificate, "protocol": protocol, "noise": noise, "alpha": ALPHA, "dimension": 12}
+    return {
+        "certificate": certificate,
+        "protocol": protocol,
+        "noise": noise,
+        "alpha": ALPHA,
+        "dimension": 12,
+        "stages": STAGES if protocol == "stages" else None,
+    }
+
+
+def bounds_by_hand(protocol: str, certificate: str, u: float | None) -> tuple[float, float]:
+    """Of TOP and SECOND of 100 votes."""
+    error = ALPHA / SHARES[protocol][certificate not in ONE_BOUND]
+    if protocol.startswith("anytime"):
+        lower, upper = sequences.lower_bound(TOP, 100, error), sequences.upper_bound(SECOND, 100, error)
+    else:
+        error /= len(STAGES) if protocol == "stages" else 1
+        lower, upper = lower_bound(TOP, 100, error, u), upper_bound(SECOND, 100, error, u)
+    return float(lower), float(1 - lower if certificate in ONE_BOUND else upper)
+
+
+#: Each protocol with plain intervals, and with variates where it goes with any.
+WITH_VARIATES = [
+    (protocol, u) for protocol in SHARES for u in (None, 1e-9, 0.3, 1.0) if u is None or protocol not in SEQUENTIAL
+]
 
 
 def test_every_protocol_and_certificate_is_in_these_tables() -> None:
@@ -44,39 +99,37 @@ def test_every_protocol_and_certificate_is_in_these_tables() -> None:
     assert {*SAMPLED, "splitting"} == set(CERTIFICATES)
 
 
-@pytest.mark.parametrize("u", [None, 1e-9, 0.3, 1.0])
-@pytest.mark.parametrize("protocol", SHARES)
+def test_what_the_votes_may_choose() -> None:
+    assert [name for name, protocol in PROTOCOLS.items() if protocol.sequential] == SEQUENTIAL
+
+
+@pytest.mark.parametrize(("protocol", "u"), WITH_VARIATES)
 @pytest.mark.parametrize("certificate", SAMPLED)
 def test_each_bound_gets_its_share_of_alpha(certificate: str, protocol: str, u: float | None) -> None:
     """Any other share, of either bound, gives another number."""
     counts = [[SECOND, TOP, LAST]]
     uniform = None if u is None else [u]
     certified = certify(counts, counts, [1], **arguments(certificate, protocol), uniform=uniform)
-    error = ALPHA / SHARES[protocol][certificate not in ONE_BOUND]
-    p1_lower = lower_bound(TOP, 100, error, u)
     assert certified.prediction == 1
-    assert certified.p1_lower == p1_lower
-    assert certified.p2_upper == (1 - p1_lower if certificate in ONE_BOUND else upper_bound(SECOND, 100, error, u))
+    assert (certified.p1_lower, certified.p2_upper) == bounds_by_hand(protocol, certificate, u)
 
 
-@pytest.mark.parametrize("u", [None, 0.3])
-@pytest.mark.parametrize("protocol", SHARES)
+@pytest.mark.parametrize(("protocol", "u"), WITH_VARIATES)
 @pytest.mark.parametrize("certificate", SAMPLED)
 def test_invalid_votes_stay_in_the_trials(certificate: str, protocol: str, u: float | None) -> None:
     counts = [[TOP, SECOND, 0]]
     uniform = None if u is None else [u]
     certified = certify(counts, counts, [0], **arguments(certificate, protocol), draws=[100], uniform=uniform)
-    error = ALPHA / SHARES[protocol][certificate not in ONE_BOUND]
-    p1_lower = lower_bound(TOP, 100, error, u)
-    assert certified.p1_lower == p1_lower < lower_bound(TOP, TOP + SECOND, error, u)
-    assert certified.p2_upper == (1 - p1_lower if certificate in ONE_BOUND else upper_bound(SECOND, 100, error, u))
+    assert (certified.p1_lower, certified.p2_upper) == bounds_by_hand(protocol, certificate, u)
+    if protocol != "stages":  # where 90 draws would be none of the stages
+        error = ALPHA / SHARES[protocol][certificate not in ONE_BOUND]
+        assert certified.p1_lower < lower_bound(TOP, TOP + SECOND, error, u)
 
 
-@pytest.mark.parametrize("uniform", [None, [1e-9]], ids=str)
-@pytest.mark.parametrize("protocol", SHARES)
+@pytest.mark.parametrize(("protocol", "u"), WITH_VARIATES)
 @pytest.mark.parametrize("certificate", SAMPLED)
-def test_an_image_without_one_valid_vote_abstains(certificate: str, protocol: str, uniform: list[float] | None) -> None:
-    none = [[0, 0, 0]]
+def test_an_image_without_one_valid_vote_abstains(certificate: str, protocol: str, u: float | None) -> None:
+    none, uniform = [[0, 0, 0]], None if u is None else [u]
     certified = certify(none, none, [2], **arguments(certificate, protocol), draws=100, uniform=uniform)
     assert certified.abstain
     assert certified.prediction == -1
@@ -107,6 +160,106 @@ def test_bounds_stay_numbers_where_the_label_has_hardly_a_vote() -> None:
     certified = certify(votes, labels=[0], **{**arguments("renyi", "label"), "alpha": 1e-10})
     assert certified.abstain
     assert certified.p2_upper == 1 - certified.p1_lower
+
+
+# Sequential protocols.
+
+
+@pytest.mark.parametrize("protocol", SEQUENTIAL)
+def test_sequential_protocols_have_no_randomised_intervals(protocol: str) -> None:
+    with pytest.raises(ValueError, match="no randomised intervals"):
+        certify([[70, 30]], [[70, 30]], [0], **arguments("renyi", protocol), uniform=[0.5])
+
+
+@pytest.mark.parametrize("stages", [None, ()])
+def test_stages_have_to_be_declared(stages: tuple[int, ...] | None) -> None:
+    with pytest.raises(ValueError, match="needs the stages that were declared"):
+        certify([[70, 30]], [[70, 30]], **{**arguments("renyi", "stages"), "stages": stages})
+
+
+@pytest.mark.parametrize("protocol", ["anytime", "stages"])
+def test_protocols_that_select_need_selection_votes(protocol: str) -> None:
+    with pytest.raises(ValueError, match="needs selection votes"):
+        certify([[70, 30]], **arguments("renyi", protocol))
+
+
+def test_no_bound_between_the_stages() -> None:
+    certified = certify([[99, 0]], [[1, 0]], **arguments("renyi", "stages"))
+    assert (certified.p1_lower, certified.p2_upper, certified.prediction) == (0, 1, -1)
+
+
+#: Three images: one looked at three times, one twice, one never; the last has no candidate.
+ROUNDS = [
+    Round(np.array([1, 0]), np.array([[0, 9, 1], [8, 2, 0]]), np.array([10, 11])),
+    Round(np.array([0, 3, 2]), np.array([[30, 5, 0], [3, 3, 3], [0, 0, 0]]), np.array([40, 9, 0])),
+    Round(np.array([1, 0]), np.array([[40, 40, 10], [45, 1, 3]]), np.array([90, 49])),
+]
+LOOKS = Looks(
+    candidate=np.array([0, 1, 0, -1]),
+    image=np.array([0, 0, 0, 1, 1, 3]),
+    top=np.array([8, 38, 83, 9, 49, 0]),
+    runner_up=np.array([2, 7, 8, 1, 40, 3]),
+    trials=np.array([11, 51, 100, 10, 100, 9]),
+)
+
+
+def test_looks_add_rounds_up_by_image_and_time() -> None:
+    looks = looks_of(LOOKS.candidate, iter(ROUNDS), 3)
+    for name, expected in vars(LOOKS).items():
+        np.testing.assert_array_equal(getattr(looks, name), expected, err_msg=name)
+
+
+@pytest.mark.parametrize(("image", "message"), [([0, 0], "at most once"), ([0, 4], "0 … 3"), ([-1, 0], "0 … 3")])
+def test_a_round_names_each_image_once(image: list[int], message: str) -> None:
+    votes = Round(np.array(image), np.ones((2, 3), dtype=np.int64), np.array([3, 3]))
+    with pytest.raises(ValueError, match=message):
+        looks_of(LOOKS.candidate, [votes], 3)
+
+
+@pytest.mark.parametrize("certificate", [*REPRESENTATIVES, "renyi"])
+@pytest.mark.parametrize("protocol", SEQUENTIAL)
+def test_the_best_bounds_of_all_looks_are_taken(certificate: str, protocol: str) -> None:
+    chosen, alpha = CERTIFICATES[certificate], 0.05
+    certified = certify_outcomes(
+        outcomes_of_looks(LOOKS, 3),
+        certificate=chosen,
+        protocol=PROTOCOLS[protocol],
+        scale=1.0,
+        alpha=alpha,
+        stages=STAGES,
+    )
+    for image in range(4):
+        at = LOOKS.image == image
+        pairs = list(zip(LOOKS.top[at], LOOKS.runner_up[at], LOOKS.trials[at], strict=True))
+        error = alpha / chosen.bounds
+        if protocol == "stages":
+            low = [lower_bound(k, n, error / 3) for k, _, n in pairs if n in STAGES]
+            high = [upper_bound(s, n, error / 3) for _, s, n in pairs if n in STAGES]
+        else:
+            low = [sequences.lower_bound(k, n, error) for k, _, n in pairs]
+            high = [sequences.upper_bound(s, n, error) for _, s, n in pairs]
+        p1 = max(low, default=0.0)
+        p2 = min([1 - p1, *high]) if chosen.bounds == 2 else 1 - p1
+        assert certified.p1_lower[image] == p1
+        assert certified.p2_upper[image] == p2
+        is_certified = p1 > p2 and LOOKS.candidate[image] >= 0
+        assert certified.abstain[image] == (not is_certified)
+        expected = chosen.radius(np.array([p1]), np.array([p2]), 1.0)[0] if is_certified else 0.0
+        assert certified.radius[image] == expected
+    assert certified.prediction[0] == 0
+    assert certified.p1_lower[2] == 0
+
+
+def test_an_earlier_look_may_be_the_best() -> None:
+    """Nine of ten, then forty of ninety: the first look's bound still holds, and is the larger one."""
+    p1_lower, _, spread = bound_probabilities(outcomes_of_looks(LOOKS, 3), PROTOCOLS["anytime"], bounds=1, alpha=0.05)
+    assert p1_lower[spread][1] == sequences.lower_bound(9, 10, 0.05) > sequences.lower_bound(49, 100, 0.05)
+
+
+@pytest.mark.parametrize("protocol", ["paper", "paper_two", "split", "label", "exact"])
+def test_protocols_for_a_fixed_number_of_draws_take_one_look(protocol: str) -> None:
+    with pytest.raises(ValueError, match="fixed beforehand"):
+        bound_probabilities(outcomes_of_looks(LOOKS, 3), PROTOCOLS[protocol], bounds=1, alpha=0.05)
 
 
 # Protocol "exact".
