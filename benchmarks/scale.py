@@ -43,7 +43,7 @@ class Recorded:
     def __init__(self, job: CountJob) -> None:
         self._job, self._store = job, job.store.open()
         self._labels = open_dataset(job.dataset).labels
-        self._votes = population(1000, job.sampling.draws)
+        self._votes = population(1000, DRAWS)
         self._events: deque[Event] = deque()
         self._queue: deque[tuple[int, int]] = deque()
         self._workers = 0
@@ -70,10 +70,10 @@ class Recorded:
 
     def _commit(self, shard: int) -> tuple[int, int, int, bool]:
         indices = np.array(self._job.shard_indices(shard))
-        table = votes_table(indices, self._labels[indices], self._votes, self._job.sampling.draws)
+        table = votes_table(indices, self._labels[indices], self._votes, DRAWS)
         content = counts_table.encode(table, {**self._job.provenance, "shard": shard, "device": "none"})
         first = self._store.create(layout.counts(shard), content)
-        return len(indices), 0, len(indices) * self._job.sampling.draws, first
+        return len(indices), 0, len(indices) * DRAWS, first
 
 
 @contextmanager

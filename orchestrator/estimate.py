@@ -26,6 +26,7 @@ from stn_core.votes import default_batch_size
 from workers import counts_table
 from workers.counting import count_images, read_images
 from workers.probe import Probe
+from workers.rounds import first_round
 
 #: Images, and draws of each, that what a shard costs beside its votes is extrapolated from.
 _SAMPLE_IMAGES, _SAMPLE_DRAWS = 8, 16
@@ -118,7 +119,7 @@ def extrapolated(plan: Plan, rows: int, actors: int, cost: Cost, *, beside: bool
         cost: of its parts.
         beside: images are read while others are counted, as a GPU does it, and take no time away from it.
     """
-    sampling = plan.spec.sampling
+    sampling = plan.asked.sampling
 
     def shard_s(images: int) -> float:
         votes = sum(-(-images * draws // rows) for draws in (sampling.selection_draws, sampling.draws)) * cost.batch_s
@@ -137,20 +138,21 @@ def _measured(resolved: Resolved, rows: int, processes: int, device: torch.devic
     """What there is to know of the parts."""
     plan = resolved.plan
     job = plan.job(plan.spec.store.run, device="cuda" if device.type == "cuda" else "cpu")
-    probe = Probe(job, np.asarray(resolved.images.read(resolved.sample)), rows, _PROBE_S)
+    pixels = np.asarray(resolved.images.read(resolved.sample))
+    probe = Probe(job, pixels, min(plan.asked.sampling.draws, rows), rows, _PROBE_S)
     # Before the probes, which take all processors.
-    sampling = plan.spec.sampling
-    few = {"draws": min(sampling.draws, _SAMPLE_DRAWS), "selection_draws": min(sampling.selection_draws, _SAMPLE_DRAWS)}
-    sample = dataclasses.replace(job, sampling=sampling.model_copy(update=few), shard_size=_SAMPLE_IMAGES)
+    indices = plan.indices[:_SAMPLE_IMAGES]
+    begun = first_round(indices, plan.rule, min(job.selection_draws, _SAMPLE_DRAWS))
+    few = dataclasses.replace(begun, draws=np.minimum(begun.draws, _SAMPLE_DRAWS))
     # Reading is done by several threads: what counts is the time that they take from those who count.
-    begun = time.process_time()
-    shard = read_images(sample, sample.shard_indices(0), resolved.images)
-    image_s = (time.process_time() - begun) / len(shard.indices)
-    table = count_images(sample, shard, resolved.model, resolved.model.mean.device)
+    before = time.process_time()
+    shard = read_images(job, indices, resolved.images)
+    image_s = (time.process_time() - before) / len(indices)
+    table = count_images(job, shard, few, resolved.model, resolved.model.mean.device)
     empty = len(counts_table.encode(table.slice(0, 0), job.provenance))
-    begun = time.perf_counter()
+    start = time.perf_counter()
     encoded = len(counts_table.encode(table, job.provenance))
-    shard_s = time.perf_counter() - begun
+    shard_s = time.perf_counter() - start
     start_s, batch_s = run_probes(probe, processes)
     return Cost(start_s + _AROUND_S, batch_s, image_s, shard_s, empty, (encoded - empty) / table.num_rows)
 

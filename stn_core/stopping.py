@@ -23,7 +23,7 @@ from stn_core.looks import Ints, Looks, latest
 
 Floats = NDArray[np.float64]
 
-__all__ = ["AdaptiveDraws", "FixedDraws", "Looks", "Rule", "adaptive_rule", "latest"]
+__all__ = ["AdaptiveDraws", "FixedDraws", "Looks", "Rule", "Together", "adaptive_rule", "latest"]
 
 #: Draws of the first round.
 _FIRST = 60
@@ -70,6 +70,20 @@ class FixedDraws:
 
     def more(self, looks: Looks) -> Ints:
         return np.maximum(self.draws - latest(looks, looks.trials), 0)
+
+
+@dataclass(frozen=True)
+class Together:
+    """As many draws as the most demanding of several rules asks for.
+
+    Attributes:
+        rules: one at least.
+    """
+
+    rules: tuple[Rule, ...]
+
+    def more(self, looks: Looks) -> Ints:
+        return np.maximum.reduce([rule.more(looks) for rule in self.rules])
 
 
 def adaptive_rule(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from stn_core.arithmetic import Precision
+from stn_core.looks import Ints
 from stn_core.models import (
     EXPORTED,
     UNCHANGED,
@@ -31,13 +32,15 @@ from stn_core.models import (
 )
 from stn_core.naming import one_line
 from stn_core.noise import Phase
+from stn_core.stopping import Rule
 from stn_core.votes import Tally, count_votes
 from workers import counts_table
 from workers.ahead import ahead
 from workers.files import read_file
 from workers.hub import fetched
 from workers.images import ImageSet, Pixels, UnreadableImage
-from workers.settings import Dataset, Model, Noise, Normalization, Sampling, StoreSettings
+from workers.rounds import Ask
+from workers.settings import Dataset, Model, Noise, Normalization, StoreSettings
 from workers.store import S3Options, StoreError
 
 
@@ -47,7 +50,12 @@ class CountJob:
 
     Attributes:
         store: where the run is.
-        dataset, model, noise, sampling: as in the spec.
+        dataset, model, noise: as in the spec.
+        seed: of all noise.
+        selection_draws: of each image, in the first round.
+        rule: how many estimation draws an image's votes ask for.
+        protocol: which class of an image the rule looks at.
+        sequential: whether there may be more than one round of draws.
         num_classes: classes the model votes among.
         image_shape: (channels, height, width) every image must have, pixels.
         indices: the data set's indices that the run covers.
@@ -69,7 +77,11 @@ class CountJob:
     dataset: Dataset
     model: Model
     noise: Noise
-    sampling: Sampling
+    seed: int
+    selection_draws: int
+    rule: Rule
+    protocol: str
+    sequential: bool
     num_classes: int
     image_shape: tuple[int, int, int]
     indices: Sequence[int]
@@ -200,6 +212,21 @@ class Shard:
     pixels: Sequence[Pixels]
 
 
+def part_of(shard: Shard, indices: Ints) -> Shard:
+    """Some of a shard's images, by their number in the data set, ascending."""
+    places = np.searchsorted(np.array(shard.indices), indices)
+    pixels = iter(shard.pixels)
+    held = [next(pixels) if error is None else None for error in shard.errors]
+    chosen = [held[place] for place in places]
+    return Shard(
+        indices=indices.tolist(),
+        keys=shard.keys[places],
+        labels=shard.labels[places],
+        errors=[shard.errors[place] for place in places],
+        pixels=[one for one in chosen if one is not None],
+    )
+
+
 def read_images(job: CountJob, indices: Sequence[int], images: ImageSet) -> Shard:
     """These images of the data set, in their order, several at a time.
 
@@ -222,24 +249,36 @@ def read_images(job: CountJob, indices: Sequence[int], images: ImageSet) -> Shar
     )
 
 
-def count_images(job: CountJob, shard: Shard, model: nn.Module, device: torch.device) -> pa.Table:
-    """Rows of a shard's images, in their order. One that could not be read gets a row with ``error`` and no draws."""
+def count_images(job: CountJob, shard: Shard, ask: Ask, model: nn.Module, device: torch.device) -> pa.Table:
+    """Rows of a shard's images, in their order. One that could not be read gets a row with ``error`` and no draws.
+
+    Args:
+        job: what is counted.
+        shard: the images that ``ask`` names.
+        ask: which draws of each.
+        model: with its normalisation, on ``device``.
+        device: where to count.
+    """
     indices, keys, errors, pixels = shard.indices, shard.keys, shard.errors, shard.pixels
     counted = np.array([error is None for error in errors], dtype=bool)
-    sampling = job.sampling
 
     tallies: dict[Phase, Tally] = {}
-    phases: dict[Phase, int] = {"selection": sampling.selection_draws, "estimation": sampling.draws}
-    for phase, draws in phases.items():
+    nothing = np.zeros_like(ask.draws)
+    phases: dict[Phase, tuple[Ints, Ints]] = {
+        "selection": (nothing, nothing + ask.selection_draws),
+        "estimation": (ask.first_draw, ask.draws),
+    }
+    for phase, (first_draw, draws) in phases.items():
         whole = Tally(np.zeros((len(indices), job.num_classes), np.int64), *np.zeros((2, len(indices)), np.int64))
-        if pixels and draws:
+        if pixels and draws.any():
             tally = count_votes(
                 model,
                 np.stack(pixels),
                 noise=job.noise.build(),
-                draws=draws,
+                draws=draws[counted],
+                first_draw=first_draw[counted],
                 num_classes=job.num_classes,
-                seed=sampling.seed,
+                seed=job.seed,
                 keys=keys[counted],
                 phase=phase,
                 batch_size=job.batch_size,
@@ -249,8 +288,6 @@ def count_images(job: CountJob, shard: Shard, model: nn.Module, device: torch.de
             whole.votes[counted], whole.invalid[counted], whole.ties[counted] = tally.votes, tally.invalid, tally.ties
         tallies[phase] = whole
     selection, estimation = tallies["selection"], tallies["estimation"]
-    selection_draws = counted * np.int64(sampling.selection_draws)
-    draws_done = counted * np.int64(sampling.draws)
     return pa.table(
         {
             "index": np.array(indices, dtype=np.int64),
@@ -258,8 +295,8 @@ def count_images(job: CountJob, shard: Shard, model: nn.Module, device: torch.de
             "label": shard.labels,
             "selection": counts_table.sparse(selection.votes),
             "estimation": counts_table.sparse(estimation.votes),
-            "selection_draws": selection_draws,
-            "draws": draws_done,
+            "selection_draws": counted * np.int64(ask.selection_draws),
+            "draws": counted * ask.draws,
             "selection_invalid": selection.invalid,
             "invalid": estimation.invalid,
             "selection_ties": selection.ties,

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from workers.counting import CountJob, Shard, count_images, load_model
+from workers.counting import CountJob, Shard, count_images, load_model, prepared
 from workers.images import Pixels
 from workers.imports import importable
+from workers.rounds import Ask
 
 #: What it prints when it is about to count, after which it waits for a line on its standard input.
 READY = "ready"
@@ -30,12 +31,14 @@ class Probe:
     Attributes:
         job: of which a little is counted.
         pixels: an image, uint8 (channels, height, width).
+        draws: of each image, a batch at most.
         rows: of a forward pass.
         seconds: to count for, at least.
     """
 
     job: CountJob
     pixels: Pixels
+    draws: int
     rows: int
     seconds: float
 
@@ -44,23 +47,22 @@ def measured(probe: Probe) -> float:
     """Seconds that a forward pass's batch takes, noise and votes included. Waits for the word."""
     job = probe.job
     torch.set_num_threads(job.threads)
-    torch.backends.cudnn.allow_tf32 = False
     device = torch.device(job.device)
-    model = load_model(job.model, job.num_classes, job.store.options).to(device)
+    network = load_model(job.model, job.num_classes, job.store.options)
+    model = prepared(network, job.model, compile=job.compile, device=device)
     # As many copies of the image as fill a batch, with as many draws each as they will have.
-    draws = min(job.sampling.draws, probe.rows)
-    images = -(-probe.rows // draws)
-    batches = -(-images * draws // probe.rows)
-    sampling = job.sampling.model_copy(update={"draws": draws, "selection_draws": 0})
-    little = dataclasses.replace(job, sampling=sampling, batch_size=probe.rows)
+    images = -(-probe.rows // probe.draws)
+    batches = -(-images * probe.draws // probe.rows)
+    little = dataclasses.replace(job, batch_size=probe.rows)
     numbers = np.arange(images)
     shard = Shard(range(images), numbers, np.zeros(images, np.int64), [None] * images, [probe.pixels] * images)
-    count_images(little, shard, model, device)
+    ask = Ask(numbers, np.zeros_like(numbers), np.full_like(numbers, probe.draws), 0)
+    count_images(little, shard, ask, model, device)
     print(READY, flush=True)
     sys.stdin.readline()
     begun, done = time.perf_counter(), 0
     while (seconds := time.perf_counter() - begun) < probe.seconds or not done:
-        count_images(little, shard, model, device)
+        count_images(little, shard, ask, model, device)
         done += batches
     return seconds / done
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,10 +17,11 @@ import torch
 from stn_core.models import Normalized, weights_sha256
 from stn_core.votes import count_votes
 from workers import counts_table, layout, retries
-from workers.committed import read_committed
-from workers.counting import CountJob, count_images, load_model, prepared, read_images
+from workers.committed import Committed, read_committed
+from workers.counting import CountJob, Shard, count_images, load_model, part_of, prepared, read_images
 from workers.images import ImageSet, Index, UnreadableImage, indexed, open_dataset
 from workers.imports import importable
+from workers.rounds import Ask, first_round, next_round
 from workers.settings import Encoded
 from workers.store import ObjectMissing
 from workers.versions import check_pinned
@@ -125,24 +126,31 @@ class CountingActor:
         """Returns once the actor is up; a failure to start surfaces here."""
 
     def count(self, shard: int) -> Receipt:
-        """Count a shard and commit its votes, unless another worker has."""
-        indices = self._job.shard_indices(shard)
-        key = layout.counts(shard)
-        if self._store.exists(key):
-            return Receipt(shard, len(indices), 0, 0, first=False)
-        table = self._votes(indices)
-        return self._receipt(shard, table, self._commit(key, shard, table))
+        """Count what a shard's votes leave open, round by round, and commit each round, unless another worker has."""
+        if not self._job.sequential:
+            indices = self._job.shard_indices(shard)
+            if self._store.exists(layout.counts(shard)):
+                return Receipt(shard, len(indices), 0, 0, first=False)
+            return self._go_on(shard, None)
+        try:
+            committed = read_committed(self._store, shard, later=True)
+        except ObjectMissing:
+            committed = None
+        return self._go_on(shard, committed)
 
     def retry(self, shard: int) -> Receipt:
         """Count a shard's images that could not be counted before, and commit what votes there are now.
 
-        A shard that was given up as a whole is counted as any other.
+        A shard that was given up, as a whole or in a later round, is counted as any other.
         """
         try:
             committed = read_committed(self._store, shard)
         except ObjectMissing:
             return self.count(shard)
-        table = self._votes(committed.failed)
+        if not committed.failed:
+            return self.count(shard)
+        ask = first_round(committed.failed, self._job.rule, self._job.selection_draws)
+        table = self._votes(read_images(self._job, committed.failed, self._images), ask)
         usable = table.filter(pc.is_null(table["error"]))
         number = 1
         while len(usable) and not self._commit(layout.retry(shard, number), shard, usable):
@@ -150,7 +158,42 @@ class CountingActor:
             left = pa.array(read_committed(self._store, shard).failed, pa.int64())
             usable = usable.filter(pc.is_in(usable["index"], left))
             number += 1
-        return self._receipt(shard, table, first=True)
+        failed, passes = len(table) - table["error"].null_count, _passes(table)
+        if self._job.sequential:
+            passes += self._go_on(shard, read_committed(self._store, shard, later=True)).passes
+        return Receipt(shard, len(table), failed, passes, first=True)
+
+    def _go_on(self, shard: int, committed: Committed | None) -> Receipt:
+        """Count and commit round after round, from what is committed, until nothing is asked for."""
+        images: Shard | None = None
+        passes, first = 0, False
+        while (ask := self._asked(shard, committed)) is not None:
+            if images is None or not np.isin(ask.indices, images.indices).all():
+                images = read_images(self._job, ask.indices.tolist(), self._images)
+            images = part_of(images, ask.indices)
+            number = 0 if committed is None else len(committed.later) + 1
+            if number and (lost := [text for text in images.errors if text is not None]):
+                raise WrongInputs(f"an image of round {number - 1} cannot be read any more: {lost[0]}")
+            table = self._votes(images, ask)
+            passes += _passes(table)
+            mine = self._commit(layout.counts(shard, number), shard, table)
+            first = first or mine
+            if not mine and self._job.sequential:  # what follows is decided by the votes that are there
+                committed = read_committed(self._store, shard, later=True)
+            elif committed is None:
+                committed = Committed(table, {})
+            else:
+                committed = dataclasses.replace(committed, later=(*committed.later, table))
+        assert committed is not None, "a first round has draws"
+        return Receipt(shard, len(committed.table), len(committed.failed), passes, first)
+
+    def _asked(self, shard: int, committed: Committed | None) -> Ask | None:
+        job = self._job
+        if committed is None:
+            return first_round(job.shard_indices(shard), job.rule, job.selection_draws)
+        if not job.sequential:
+            return None
+        return next_round(committed.table, committed.later, job.rule, job.protocol, job.num_classes)
 
     @ray.method(concurrency_group="control")
     def stop(self) -> None:
@@ -158,11 +201,10 @@ class CountingActor:
         with self._committing:
             self._stopped = True
 
-    def _votes(self, indices: Sequence[int]) -> pa.Table:
-        shard = read_images(self._job, indices, self._images)
+    def _votes(self, images: Shard, ask: Ask) -> pa.Table:
         with self._counting:
             torch.set_num_threads(self._job.threads)  # holds for the calling thread alone
-            return count_images(self._job, shard, self._model, self._device)
+            return count_images(self._job, images, ask, self._model, self._device)
 
     def _commit(self, key: str, shard: int, table: pa.Table) -> bool:
         provenance = {**self._job.provenance, "shard": shard, "device": _device_name(self._device)}
@@ -175,9 +217,10 @@ class CountingActor:
             self._s3_retries.inc(repeated)
         return first
 
-    def _receipt(self, shard: int, table: pa.Table, first: bool) -> Receipt:
-        draws = sum(table["draws"].to_pylist()) + sum(table["selection_draws"].to_pylist())
-        return Receipt(shard, table.num_rows, table.num_rows - table["error"].null_count, draws, first)
+
+def _passes(table: pa.Table) -> int:
+    draws: int = pc.sum(table["draws"]).as_py() + pc.sum(table["selection_draws"]).as_py()
+    return draws
 
 
 def _device_name(device: torch.device) -> str:

@@ -287,7 +287,7 @@ def test_reduce_shows_a_table_to_people(whole: Path) -> None:
     assert result.exit_code == 0
     assert "certified accuracy, whole" in result.stdout
     assert "renyi" in result.stdout
-    assert "20 images, 0 failed, 0 missing; protocol paper, alpha = 0.05" in result.stdout
+    assert "20 images, 0 failed, 0 missing; n = 64; protocol paper, alpha = 0.05" in result.stdout
     rows = [line for line in result.stdout.splitlines() if "│" in line]
     assert len([line for line in rows if re.search(r" \d+\.\d % \(\d+\.\d %\) ", line)]) == 5
     assert re.search(r"│ +abstain │ +\d+ │", rows[-1])

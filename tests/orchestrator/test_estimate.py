@@ -57,7 +57,7 @@ def test_workers_that_take_the_next_shard_when_they_have_done_one_finish_then(
 
 def probe(made: MadeRun, **changes: object) -> Probe:
     job = dataclasses.replace(made.plan.job("nowhere", device="cpu"), **changes)
-    return Probe(job, np.zeros(made.plan.image_shape, np.uint8), rows=16, seconds=0.01)
+    return Probe(job, np.zeros(made.plan.image_shape, np.uint8), draws=16, rows=16, seconds=0.01)
 
 
 def test_several_processes_measure_at_once(made: MadeRun) -> None:

@@ -162,7 +162,7 @@ def test_the_summary_counts_images_majorities_and_invalid_votes(made: MadeRun, t
     summary = reduce_run(made.write(tmp_path), made.plan, RENYI).summary
     votes = counts_table.dense(made.rows["estimation"], 10)
     majority = int((votes.argmax(axis=1) == made.rows["label"].to_numpy()).sum())
-    assert dataclasses.astuple(summary) == (20, 20, 0, 0, majority, 0, 0)
+    assert dataclasses.astuple(summary) == (20, 20, 0, 0, majority, 0, 0, 0, 20 * (64 + 16))
     assert summary.complete
 
 
