@@ -27,10 +27,13 @@ from orchestrator.runs import (
     given_up_shards,
     read_index,
     read_plan,
+    read_shard,
     undecided_shards,
+    vote_objects,
 )
 from orchestrator.spec import Resources, Spec
-from orchestrator.tables import Reduced, View, goal_of, published
+from orchestrator.tables import Reduced, View, goal_of, published, settled
+from stn_core.confidence import PROTOCOLS
 from workers import layout
 from workers.counting import CountJob
 from workers.images import EncodedImages, ImageSet
@@ -95,14 +98,20 @@ def certify_run(spec: Spec, *, retry_failed: bool = False, hire: Hire = hire_act
 
     done = counted_shards(store, plan)
     last = published(store) if len(done) == plan.shards and store.exists(layout.CERTIFICATES) else None
-    current = last is not None and last.view == view and last.goal == goal_of(plan) and not _outdated(store, last)
     # Who has published all that was asked for need not read the votes to know that they decide it.
-    undecided = {} if current else undecided_shards(store, plan, done)
+    decided = not plan.sequential or settled(last, plan, vote_objects(store))
+    undecided = {} if decided else undecided_shards(store, plan, done)
+    current = last is not None and last.view == view and last.goal == goal_of(plan) and not _outdated(store, last)
     work = _failed(store, stored, done, undecided) if retry_failed else _missing(plan, done, undecided)
-    if current and last is not None and not work.images:
+    if current and decided and last is not None and not work.images:
         return Certification(store.uri, 0, {}, last, nothing_to_do=True)
 
     outcome = _count(store, resolved, spec.resources, work, hire) if work.images else Outcome(set(), {})
+    if read_plan(store).goal_or_none() != plan.goal_or_none():
+        raise RunError(
+            f"{store.uri} was given another goal while this call counted; its votes are kept, its tables left as they "
+            "are: run the same command again, once the other is done"
+        )
     with meter("reducing", len(outcome.counted.union(done)), "shards") as progress:
         # By the plan that the run was begun with: its versions are those of the votes, as far as one plan can say.
         reduced = reduce_run(store, dataclasses.replace(stored, goal=plan.goal), view, progress.advance)
@@ -145,7 +154,7 @@ def _settle(store: Store, plan: Plan, view: View) -> Plan:
     check_no_import(store)
     if store.create(layout.PLAN, plan.to_json()):
         return plan
-    stored = read_plan(store)
+    stored = _without_idle_goal(store, read_plan(store), view)
     check_against(stored, view)
     changed = difference(stored, plan)
     if changed:
@@ -159,10 +168,26 @@ def _settle(store: Store, plan: Plan, view: View) -> Plan:
         raise RunError(
             f"{store.uri} holds another run ({'; '.join(changed)}): use another --run, or make the spec agree{hint}"
         )
-    settled = plan.begun_as(stored)
-    if settled.goal is not None and (stored.goal is None or settled.goal_json() != stored.goal_json()):
-        store.replace(layout.GOAL, settled.goal_json())
+    asked = plan.begun_as(stored)
+    if asked.goal_or_none() != stored.goal_or_none():
+        store.replace(layout.GOAL, asked.goal_json())
     return stored
+
+
+def _without_idle_goal(store: Store, stored: Plan, view: View) -> Plan:
+    """The stored plan, rid of a goal that is asked for no more and that no draw has followed yet."""
+    begun = dataclasses.replace(stored, goal=None)
+    if stored.goal is None or begun.sequential or any(PROTOCOLS[name].sequential for name in view.protocols):
+        return stored
+    if any(layout.later_round(found.key) for found in store.list(layout.COUNTS)):
+        return stored
+    try:
+        for shard in counted_shards(store, begun):
+            read_shard(store, begun, shard)
+    except RunError:  # draws are others than those it was begun with
+        return stored
+    store.delete(layout.GOAL)
+    return begun
 
 
 def _keep_index(store: Store, images: ImageSet) -> None:

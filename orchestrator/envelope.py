@@ -56,7 +56,7 @@ def envelopes(runs: Sequence[ReportedRun]) -> list[Envelope]:
     """The envelope of every line that at least two complete runs on the same images have in common."""
     groups: dict[tuple[object, ...], list[ReportedRun]] = {}
     for run in runs:
-        if run.reduced.summary.complete:
+        if run.complete:
             for line in run.reduced.view.lines:
                 groups.setdefault((line, run.reduced.view.alpha, *_images(run)), []).append(run)
     lines = sum(len(group) > 1 for group in groups.values())

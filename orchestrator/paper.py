@@ -21,6 +21,7 @@ from orchestrator.spec import Spec, validate
 from orchestrator.sweep import Point, points
 from orchestrator.tables import Line
 from stn_core.certificates import CERTIFICATES
+from stn_core.confidence import PROTOCOLS
 from stn_core.curves import certified_correct
 from stn_core.intervals import lower_bound
 from stn_core.sison_glaz import sison_glaz
@@ -105,6 +106,10 @@ def table1_jobs(spec: Spec) -> list[Point]:
         raise SpecError(f"Table 1 is about the paper's networks, {' and '.join(TABLE_1)}, not {spec.model.name!r}")
     if spec.noise.kind != "gaussian":
         raise SpecError(f"Table 1 is about gaussian noise, not {spec.noise.kind}")
+    if spec.sampling.mode != "fixed" or PROTOCOLS[spec.confidence.protocol].sequential:
+        raise SpecError(
+            "Table 1 is about a fixed number of draws: set sampling.mode to fixed, and confidence.protocol to paper"
+        )
     certificates = ("renyi", "neyman_pearson_two_class", "pixeldp")
     radii = (0.0, TABLE_1[spec.model.name].radius)
     asked = spec.model_copy(update={"certificates": certificates, "radii": radii})
@@ -158,7 +163,7 @@ def table1(stores: Sequence[Store], beyond: Sequence[Store] = (), program: pa.Ta
     rows = [*known.rows, *([] if program is None else _program_rows(program))]
     for store, run in zip(stores, runs, strict=True):
         rows += [_row(run, line) for line in run.lines]
-        if run.plan.asked.sampling.draws == PAPER_DRAWS:
+        if run.plan.asked.sampling.draws == PAPER_DRAWS and not run.plan.sequential:
             rows.append(_authors_row(store, run, known.radius))
     for run in map(load_run, beyond):
         training, sigma = run.plan.spec.training, _sigma(run)
@@ -225,7 +230,7 @@ def _method(run: ReportedRun) -> str:
 
 
 def _whole(run: ReportedRun, name: str) -> str:
-    return name if run.reduced.summary.complete else f"{name} (INCOMPLETE)"
+    return name if run.complete else f"{name} (INCOMPLETE)"
 
 
 def largest_radius(votes: int, alpha: float) -> float:

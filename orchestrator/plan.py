@@ -157,11 +157,20 @@ class Plan:
         ).encode()
 
     def with_goal(self, content: bytes, source: str) -> Plan:
-        """The inverse of ``goal_json``. Raises RunError if it is none."""
+        """The inverse of ``goal_json``. Raises RunError if it is none, or of a newer version."""
         try:
-            return dataclasses.replace(self, goal=validate(json.loads(content)["spec"], "its spec"))
+            values = json.loads(content)
+            version, spec = values["schema_version"], validate(values["spec"], "its spec")
         except (ValueError, KeyError, TypeError, SpecError) as error:
             raise RunError(f"{source} is damaged: {one_line(error)}") from error
+        if version != SCHEMA_VERSION:
+            raise RunError(f"{source} was written by a newer version (schema {version}): update this installation")
+        asked = {name: getattr(spec, name) for name in ("sampling", "confidence", "certificates", "radii")}
+        return dataclasses.replace(self, goal=self.spec.model_copy(update=asked))
+
+    def goal_or_none(self) -> dict[str, Any] | None:
+        """What decides in ``goal_json``, to be compared."""
+        return None if self.goal is None else decisive(self.goal)
 
     def begun_as(self, stored: Plan) -> Plan:
         """This plan, as what the run of the ``stored`` one is to do from now on."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from orchestrator.errors import RunError, SpecError
 from orchestrator.plan import Plan
-from orchestrator.runs import CountRows, counted_shards, read_votes
+from orchestrator.runs import CountRows, counted_shards, read_votes, vote_objects
 from orchestrator.spec import SEQUENTIAL, check_view
 from orchestrator.tables import (
     CERTIFICATES_SCHEMA,
@@ -30,6 +30,8 @@ from orchestrator.tables import (
     Summary,
     View,
     goal_of,
+    published,
+    settled,
 )
 from stn_core.certificates import CERTIFICATES
 from stn_core.certify import Certified, as_votes, certify_outcomes
@@ -64,7 +66,8 @@ def reduce_run(store: Store, plan: Plan, view: View, observe: Callable[[int], No
     """
     check_against(plan, view)
     present = counted_shards(store, plan)
-    sums = _Sums(view, plan)
+    objects = vote_objects(store) if plan.sequential else None
+    sums = _Sums(view, plan, decided=objects is not None and settled(_published(store), plan, objects))
     with _scratch_folder() as scratch:
         # On disk, since the table of a large run does not fit in memory.
         table = scratch / layout.CERTIFICATES
@@ -74,7 +77,8 @@ def reduce_run(store: Store, plan: Plan, view: View, observe: Callable[[int], No
                     writer.write_table(rows, row_group_size=_ROW_GROUP)
             summary = sums.summary()
             goal = goal_of(plan)
-            facts = {"view": asdict(view), "summary": asdict(summary), "goal": goal, **plan.provenance()}
+            run = {"summary": asdict(summary), "goal": goal, "objects": objects}
+            facts = {"view": asdict(view), **run, **plan.provenance()}
             metadata = json.dumps({"schema_version": SCHEMA_VERSION, **facts}, sort_keys=True)
             writer.add_key_value_metadata({METADATA_KEY: metadata.encode()})
         whole = len(present) == plan.shards and not summary.undecided
@@ -87,7 +91,14 @@ def reduce_run(store: Store, plan: Plan, view: View, observe: Callable[[int], No
         store.replace_file(folder + layout.CERTIFICATES, table)
     store.replace(folder + layout.CURVES, _parquet(curves))
     store.delete(layout.CERTIFICATES if folder else layout.PARTIAL + layout.CERTIFICATES)
-    return Reduced(view, summary, curves, goal)
+    return Reduced(view, summary, curves, goal, objects)
+
+
+def _published(store: Store) -> Reduced | None:
+    try:
+        return published(store)
+    except RunError:  # damaged tables are about to be replaced
+        return None
 
 
 @contextlib.contextmanager
@@ -104,8 +115,8 @@ def _scratch_folder() -> Iterator[Path]:
 class _Sums:
     """Sums over all rows, part by part."""
 
-    def __init__(self, view: View, plan: Plan) -> None:
-        self._view, self._plan = view, plan
+    def __init__(self, view: View, plan: Plan, *, decided: bool) -> None:
+        self._view, self._plan, self._decided = view, plan, decided
         self._certified = {line: np.zeros(len(view.radii), dtype=np.int64) for line in view.lines}
         self._abstained = dict.fromkeys(view.lines, 0)
         self._counted = self._failed = self._majority_correct = self._invalid = self._undecided = self._passes = 0
@@ -117,7 +128,7 @@ class _Sums:
         self._counted += int(usable.sum())
         self._failed += int((~usable).sum())
         self._invalid += rows.total("invalid") or 0
-        self._undecided += rows.undecided(self._plan)
+        self._undecided += 0 if self._decided else rows.undecided(self._plan)
         self._passes += (rows.total("draws") or 0) + (rows.total("selection_draws") or 0)
         ties = rows.total("ties")
         self._ties = None if ties is None or self._ties is None else self._ties + ties

@@ -93,7 +93,7 @@ def figure_png(runs: Sequence[tuple[ReportedRun, Mapping[Line, Steps]]], importe
             for line, curve in steps.items():
                 if CERTIFICATES[line.certificate].norm == norm:
                     label = line_name(run, line)
-                    if len(runs) > 1 or not run.reduced.summary.complete:
+                    if len(runs) > 1 or not run.complete:
                         label = f"{_drawable(run.title)}: {label}"
                     axes.step(curve.radius, curve.accuracy, where="pre", label=label)
         for one in imported:
@@ -173,7 +173,7 @@ def report_html(runs: Sequence[ReportedRun], figure: bytes, imported: Sequence[I
         runs=[
             {
                 "title": run.title,
-                "complete": run.reduced.summary.complete,
+                "complete": run.complete,
                 "facts": facts(run),
                 "population": population_table(run),
                 "learning": _learning(run.epochs) if run.epochs else None,
@@ -312,13 +312,14 @@ def guarantee(view: View) -> str:
 
 def draws_of(run: ReportedRun) -> str:
     """How many estimation draws the images have."""
-    sampling, summary = run.plan.asked.sampling, run.reduced.summary
-    if sampling.mode == "fixed":
-        return f"n = {sampling.draws}"
+    sampling, summary, goal = run.plan.spec.sampling, run.reduced.summary, run.reduced.goal
+    draws = goal.get("draws", sampling.draws)
+    if goal.get("mode", "fixed") == "fixed":
+        return f"n = {draws}"
     if summary.passes is None or not summary.counted:
-        return f"n at most {sampling.draws}, by the votes"
-    mean = summary.passes / summary.counted - run.plan.spec.sampling.selection_draws
-    return f"n by the votes, at most {sampling.draws}, {mean:.1f} on average"
+        return f"n at most {draws}, by the votes"
+    mean = summary.passes / summary.counted - sampling.selection_draws
+    return f"n by the votes, at most {draws}, {mean:.1f} on average"
 
 
 def ties(summary: Summary) -> str:

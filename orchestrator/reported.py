@@ -11,7 +11,7 @@ from orchestrator import epochs
 from orchestrator.errors import RunError
 from orchestrator.plan import Plan
 from orchestrator.runs import read_plan
-from orchestrator.tables import Line, Reduced, published
+from orchestrator.tables import Line, Reduced, goal_of, published
 from workers import layout
 from workers.store import ObjectMissing, Store
 from workers.training import Epoch
@@ -34,11 +34,23 @@ class ReportedRun:
     epochs: tuple[Epoch, ...] = ()
 
     @property
+    def complete(self) -> bool:
+        """Every image has votes enough for what they are to decide, and the tables are of that."""
+        return self.reduced.summary.complete and not self.outdated
+
+    @property
+    def outdated(self) -> bool:
+        """The votes have been given something else to decide since the tables were published."""
+        return self.reduced.goal != goal_of(self.plan)
+
+    @property
     def title(self) -> str:
         """The name, and INCOMPLETE where it is."""
         summary = self.reduced.summary
-        if summary.complete:
+        if self.complete:
             return self.name
+        if self.outdated:
+            return f"{self.name} (INCOMPLETE: tables of an earlier goal, run `stn certify` again)"
         without = [(summary.missing, "missing"), (summary.failed, "failed"), (summary.undecided, "undecided")]
         lacking = ", ".join(f"{count} {what}" for count, what in without if count)
         return f"{self.name} (INCOMPLETE: {lacking} of {summary.images} images)"

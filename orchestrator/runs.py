@@ -62,6 +62,12 @@ def check_no_import(store: Store) -> None:
         raise RunError(f"{store.uri} is an imported table of certificates: it has no votes, only `stn report` reads it")
 
 
+def vote_objects(store: Store) -> int:
+    """Objects with votes in the store: commits of shards, retries and later rounds."""
+    known = (layout.shard_of, layout.later_round, layout.retry_of)
+    return sum(any(of(stored.key) is not None for of in known) for stored in store.list(layout.COUNTS))
+
+
 def counted_shards(store: Store, plan: Plan) -> list[int]:
     """The shards whose votes are committed, ascending."""
     shards = (layout.shard_of(stored.key) for stored in store.list(layout.COUNTS))
@@ -205,12 +211,22 @@ def _check(committed: Committed, plan: Plan, shard: int) -> None:
     if not np.array_equal(indices, np.array(planned, dtype=np.int64)):
         raise DamagedVotes(key, "its images are not the plan's")
     _check_votes(key, committed.table, plan)
-    usable = indices[committed.table["draws"].to_numpy() > 0]
+    draws = committed.table["draws"].to_numpy()
+    if not plan.sequential and np.any(draws[draws > 0] != plan.spec.sampling.draws):
+        raise DamagedVotes(key, "its draws are not the planned ones")
+    usable = indices[draws > 0]
     for number, table in enumerate(committed.later, 1):
         key, own = layout.counts(shard, number), table["index"].to_numpy()
         if not (np.all(np.diff(own) > 0) and np.isin(own, usable).all()):
             raise DamagedVotes(key, "its images are not those that an earlier round has votes of")
         _check_votes(key, table, plan)
+        more = table["draws"].to_numpy()
+        if np.any(more < 1) or table["error"].null_count < len(table) or np.any(table["selection_draws"].to_numpy()):
+            raise DamagedVotes(key, "it is no later round: images of it have no estimation draws, or others")
+        before = total_draws(committed.table, committed.later[: number - 1])[np.searchsorted(indices, own)]
+        where = committed.provenance[key]
+        if (where.get("round"), where.get("first_draw")) != (number, before.tolist()):
+            raise DamagedVotes(key, "its draws do not go on where those before it end")
 
 
 def _check_votes(key: str, table: pa.Table, plan: Plan) -> None:

@@ -21,6 +21,9 @@ from stn_core.confidence import PROTOCOLS, Interval, check_protocol
 from stn_core.naming import did_you_mean, one_line, pick
 from workers.settings import Dataset, Model, Noise, Sampling, Section, SplittingNoise, StoreSettings, Training
 
+#: Radii that adaptive sampling settles one by one.
+_MOST_RADII = 100
+
 #: Protocols that hold for numbers of draws that the votes themselves choose.
 SEQUENTIAL = tuple(name for name, protocol in PROTOCOLS.items() if protocol.sequential)
 
@@ -29,7 +32,7 @@ class Confidence(Section):
     """How votes become bounds. Chosen anew at every reduce; the votes do not depend on it."""
 
     protocol: Literal["paper", "paper_two", "split", "label", "exact", "anytime", "anytime_label", "stages"] = "paper"
-    alpha: Annotated[FiniteFloat, Field(gt=0, lt=1)] = Field(
+    alpha: Annotated[FiniteFloat, Field(gt=0, ge=1e-100, lt=1)] = Field(
         0.05, description="probability with which one image's certificate may be false"
     )
     interval: Interval = Field("clopper_pearson", description="randomised: tighter, by a recorded chance per image")
@@ -104,8 +107,17 @@ class Spec(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Spec:
+        if self.sampling.mode == "adaptive" and self.noise.kind == "splitting":
+            raise ValueError(
+                "sampling.mode: splitting noise is enumerated, which takes all of its draws: set it to fixed"
+            )
         check_view(self.certificates, (self.confidence.protocol,), self.noise, self.sampling)
         _check_sequential(self.sampling, self.confidence)
+        if self.sampling.mode == "adaptive" and self.sampling.tolerance is None and len(self.radii) > _MOST_RADII:
+            raise ValueError(
+                f"radii: adaptive sampling would settle each of {len(self.radii)} by itself: set sampling.tolerance "
+                f"for a whole curve, or name at most {_MOST_RADII}"
+            )
         _check_enumerable(self.noise, self.sampling)
         _check_additive(self.noise, self.training)
         if list(self.radii) != sorted(set(self.radii)):

@@ -10,9 +10,9 @@ import pyarrow.compute as pc
 from orchestrator.errors import RunError
 from orchestrator.plan import Plan
 from orchestrator.presence import Driver, drivers_at_work
-from orchestrator.runs import CountRows, given_up_shards, read_plan
+from orchestrator.runs import given_up_shards, read_plan, read_shard, vote_objects
+from orchestrator.tables import Reduced, published, settled
 from workers import layout
-from workers.committed import DamagedVotes, read_committed
 from workers.store import Store, StoredObject
 
 #: Commits that the present rate is read off.
@@ -71,22 +71,20 @@ def status_of(store: Store) -> Status:
     committed: list[StoredObject] = []
     counted = failed = undecided = passes = 0
     failures: dict[int, str] = {}
+    decided = plan.sequential and settled(_published(store), plan, vote_objects(store))
     for stored in store.list(layout.COUNTS):
         shard = layout.shard_of(stored.key)
         if shard is None or shard >= plan.shards:
             continue
         committed.append(stored)
-        try:
-            found = read_committed(store, shard, later=plan.sequential)
-        except DamagedVotes as error:
-            raise RunError(f"{store.uri}/{error.key}: {error}; {error.remedy}") from error
-        table, rows = found.table, CountRows(found.table, plan.num_classes, found.later)
+        rows = read_shard(store, plan, shard)
+        table = rows.table
         for row in table.filter(pc.is_valid(table["error"])).select(["index", "error"]).to_pylist():
             if len(failures) < _FAILURES_SHOWN:
                 failures[row["index"]] = row["error"]
         usable = int(rows.usable.sum())
         counted, failed = counted + usable, failed + len(table) - usable
-        undecided += rows.undecided(plan)
+        undecided += 0 if decided else rows.undecided(plan)
         passes += int(rows.draws.sum()) + int(table["selection_draws"].to_numpy().sum())
     rate = images_per_second(committed, plan)
     missing = plan.images - counted - failed
@@ -109,6 +107,13 @@ def status_of(store: Store) -> Status:
         last_commit=max((stored.modified for stored in committed), default=None),
         drivers=tuple(drivers_at_work(store, time.time())),
     )
+
+
+def _published(store: Store) -> Reduced | None:
+    try:
+        return published(store)
+    except RunError:  # what is wrong with tables is not for a status of votes to say
+        return None
 
 
 def images_per_second(committed: list[StoredObject], plan: Plan) -> float | None:

@@ -178,17 +178,27 @@ class Reduced:
         summary: what became of the images.
         curves: by CURVES_SCHEMA.
         goal: what the votes were to decide, by ``goal_of``.
+        objects: with votes in the store; None of runs whose draws all come in the first round.
     """
 
     view: View
     summary: Summary
     curves: pa.Table
     goal: dict[str, Any]
+    objects: int | None
 
 
 def goal_of(plan: Plan) -> dict[str, Any]:
     """What a run's votes are to decide, in JSON's own types; nothing where their number was fixed beforehand."""
     return decisive(plan.asked) if plan.sequential else {}
+
+
+def settled(last: Reduced | None, plan: Plan, objects: int) -> bool:
+    """Whether these votes were found to decide all that they are to decide, when the ``last`` tables were published.
+
+    Then they still do: whoever has another version, which might ask for more, is not to undo a finished run.
+    """
+    return last is not None and last.summary.complete and (last.goal, last.objects) == (goal_of(plan), objects)
 
 
 def published(store: Store, *, partial: bool = False) -> Reduced | None:
@@ -208,7 +218,7 @@ def published(store: Store, *, partial: bool = False) -> Reduced | None:
             return None
         if version == SCHEMA_VERSION:
             view, summary = View.from_json(metadata["view"]), Summary(**metadata["summary"])
-            return Reduced(view, summary, curves, metadata.get("goal", {}))
+            return Reduced(view, summary, curves, metadata.get("goal", {}), metadata.get("objects"))
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise RunError(f"{store.uri}/{key} is damaged: run `stn reduce` again") from error
     raise RunError(f"{store.uri}/{key} was written by a newer version: update this installation")

@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +24,7 @@ from workers.committed import Committed, read_committed
 from workers.counting import CountJob, Shard, count_images, load_model, part_of, prepared, read_images
 from workers.images import ImageSet, Index, UnreadableImage, indexed, open_dataset
 from workers.imports import importable
-from workers.rounds import Ask, first_round, next_round
+from workers.rounds import Ask, continued, first_round, next_round
 from workers.settings import Encoded
 from workers.store import ObjectMissing
 from workers.versions import check_pinned
@@ -176,7 +179,8 @@ class CountingActor:
                 raise WrongInputs(f"an image of round {number - 1} cannot be read any more: {lost[0]}")
             table = self._votes(images, ask)
             passes += _passes(table)
-            mine = self._commit(layout.counts(shard, number), shard, table)
+            where = {} if committed is None else continued(number, ask)
+            mine = self._commit(layout.counts(shard, number), shard, table, where)
             first = first or mine
             if not mine and self._job.sequential:  # what follows is decided by the votes that are there
                 committed = read_committed(self._store, shard, later=True)
@@ -206,8 +210,8 @@ class CountingActor:
             torch.set_num_threads(self._job.threads)  # holds for the calling thread alone
             return count_images(self._job, images, ask, self._model, self._device)
 
-    def _commit(self, key: str, shard: int, table: pa.Table) -> bool:
-        provenance = {**self._job.provenance, "shard": shard, "device": _device_name(self._device)}
+    def _commit(self, key: str, shard: int, table: pa.Table, where: Mapping[str, Any] = MappingProxyType({})) -> bool:
+        provenance = {**self._job.provenance, "shard": shard, "device": _device_name(self._device), **where}
         content = counts_table.encode(table, provenance)
         with self._committing:
             if self._stopped:

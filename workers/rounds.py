@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -87,6 +88,11 @@ def next_round(table: pa.Table, later: Sequence[pa.Table], rule: Rule, protocol:
     if not len(places):
         return None
     return Ask(table["index"].to_numpy()[places], total_draws(table, later)[places], more, 0)
+
+
+def continued(number: int, ask: Ask) -> dict[str, Any]:
+    """What a later round's object says of its place: which it is, and the number of each row's first draw."""
+    return {"round": number, "first_draw": ask.first_draw.tolist()}
 
 
 def total_draws(table: pa.Table, later: Sequence[pa.Table]) -> Ints:

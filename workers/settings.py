@@ -281,6 +281,10 @@ Noise = Annotated[
 ]
 
 
+#: A positive integer, and no boolean.
+_Number = Annotated[int, Field(strict=True, gt=0)]
+
+
 class Sampling(Section):
     """How many noisy copies of each image vote."""
 
@@ -288,12 +292,14 @@ class Sampling(Section):
         "fixed", description="adaptive: an image stops as soon as its votes decide; needs protocol anytime or stages"
     )
     draws: PositiveInt = Field(le=MOST_TRIALS, description="estimation draws, n; adaptive: at most")
-    selection_draws: int = Field(0, ge=0, description="selection draws, n0; protocols split and anytime need some")
+    selection_draws: int = Field(
+        0, ge=0, le=MOST_TRIALS, description="selection draws, n0; protocols split and anytime need some"
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of all noise")
-    tolerance: _Scale | None = Field(
+    tolerance: Annotated[FiniteFloat, Field(ge=1e-6)] | None = Field(
         None, description="adaptive: stop where the radius is known this well; default: by the spec's radii"
     )
-    stages: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] | None = Field(
+    stages: Annotated[tuple[_Number, ...], Field(min_length=1)] | None = Field(
         None, description="numbers of draws after which protocol stages looks, declared beforehand; the last is draws"
     )
 

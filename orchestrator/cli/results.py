@@ -176,7 +176,7 @@ def report(runs: tuple[str, ...], out: Path | None, as_json: bool) -> int:
             print_imported(one, radii_beside(one, shown))
         for path in written:
             click.echo(f"wrote {path}")
-    return 0 if all(run.reduced.summary.complete for run in loaded) else EXIT_INCOMPLETE
+    return 0 if all(run.complete for run in loaded) else EXIT_INCOMPLETE
 
 
 def _inside(low: float, high: float) -> Callable[[click.Context, click.Parameter, float | None], float | None]:

@@ -6,7 +6,7 @@ import io
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from orchestrator.tables import (
     Line,
     Summary,
     View,
+    goal_of,
     published,
 )
 from orchestrator.upkeep.findings import Findings
@@ -51,6 +52,7 @@ class Published:
         folder: where both lie in the run: "" where it was complete.
         file: the certificates.
         view, summary: as the certificates' metadata has them.
+        outdated: the run's votes have been given something else to decide since.
         curves: their rows; None where they cannot be compared.
     """
 
@@ -58,6 +60,7 @@ class Published:
     file: pq.ParquetFile
     view: View
     summary: Summary
+    outdated: bool
     curves: list[Row] | None
 
     @property
@@ -100,7 +103,8 @@ def open_published(store: Store, plan: Plan, folder: str, found: Findings) -> Pu
         numbers = [*view.radii, summary.counted, summary.failed]
         if not (view.lines and all(isinstance(number, int | float) for number in numbers)):
             raise ValueError("what it says of itself makes no sense")
-        check_against(plan, view)
+        # Tables from before the run was given a goal are held against what it was then.
+        check_against(plan if facts.get("goal") else replace(plan, goal=None), view)
     except ObjectMissing:
         found.add("certificate", certificates, "is missing, and curves of it are published")
         return None
@@ -108,7 +112,7 @@ def open_published(store: Store, plan: Plan, folder: str, found: Findings) -> Pu
         found.add("certificate", certificates, f"is damaged: {one_line(error)}")
         return None
     rows = None if reduced is None else _curves(reduced.curves, metadata, curves, certificates, found)
-    return Published(folder, file, view, summary, rows)
+    return Published(folder, file, view, summary, facts.get("goal", {}) != goal_of(plan), rows)
 
 
 def _curves(table: pa.Table, metadata: bytes, key: str, certificates: str, found: Findings) -> list[Row] | None:
@@ -219,6 +223,8 @@ class Audit:
                     images = listed(self._plan.indices[place] for place in absent.tolist())
                     text = f"has no {line.certificate} under {line.protocol} of images {images}"
                     self._found.add("certificate", key, text)
+        if self._tables.outdated:
+            lacking.append(f"{key} is from before the run was given another goal: run `stn certify`")
         if self._outdated:
             again = self._outdated // len(self._sums)
             what = "given more draws, or tried again" if self._plan.sequential else "tried again"
