@@ -25,8 +25,9 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+# Some parts only: make bench PARTS="jobs scale"
 bench: $(INSTALLED)
-	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=536870912 $(BIN)/python -m benchmarks
+	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=536870912 $(BIN)/python -m benchmarks $(PARTS)
 
 soak: $(INSTALLED)
 	$(BIN)/python -m tests.soak --kills 100 --minutes 40 --out build/soak

@@ -6,12 +6,8 @@ by the driver alone. And the index of a data set of fourteen million.
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 import tempfile
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter
 
-from benchmarks.measure import Row
+from benchmarks.measure import Row, alone
 from benchmarks.runs import population, votes_table
 from orchestrator.certify import certify_run
 from orchestrator.crew import Crew, Device, Task
@@ -47,7 +43,7 @@ class Recorded:
     def __init__(self, job: CountJob) -> None:
         self._job, self._store = job, job.store.open()
         self._labels = open_dataset(job.dataset).labels
-        self._votes = population(1000, job.sampling.draws)
+        self._votes = population(1000, DRAWS)
         self._events: deque[Event] = deque()
         self._queue: deque[tuple[int, int]] = deque()
         self._workers = 0
@@ -74,10 +70,10 @@ class Recorded:
 
     def _commit(self, shard: int) -> tuple[int, int, int, bool]:
         indices = np.array(self._job.shard_indices(shard))
-        table = votes_table(indices, self._labels[indices], self._votes, self._job.sampling.draws)
+        table = votes_table(indices, self._labels[indices], self._votes, DRAWS)
         content = counts_table.encode(table, {**self._job.provenance, "shard": shard, "device": "none"})
         first = self._store.create(layout.counts(shard), content)
-        return len(indices), 0, len(indices) * self._job.sampling.draws, first
+        return len(indices), 0, len(indices) * DRAWS, first
 
 
 @contextmanager
@@ -95,47 +91,31 @@ def rows() -> Iterator[Row]:
         from torchvision.models import resnet50
 
         torch.save(resnet50().state_dict(), checkpoint)
-        first, again = (measured("job", folder) for _ in range(2))
+        first, again = (alone(job, folder) for _ in range(2))
     shards = first["shards"]
     rate = shards / first["seconds"]
     yield Row(
         f"certify: {images} images x 1 000 classes, n = {DRAWS}, recorded votes, {WORKERS} workers",
         "a shard of 10 images a second",
         *(rate, rate, rate),
-        f"{first['seconds']:.0f} s with index, plan and reduce, peak {first['peak_gib']:.2f} GiB",
+        f"{first['seconds']:.0f} s with index, plan and reduce, peak {first['peak']:.2f} GiB",
     )
     rate = shards / again["seconds"]
     yield Row(
         f"certify again: {shards} shards and nothing to do",
         "a shard a second",
         *(rate, rate, rate),
-        f"{again['seconds']:.1f} s, peak {again['peak_gib']:.2f} GiB",
+        f"{again['seconds']:.1f} s, peak {again['peak']:.2f} GiB",
     )
-    found = measured("index", str(MANY))
+    found = alone(index, str(MANY))
     rate = MANY / found["seconds"]
     yield Row(
         f"index of {MANY} images",
         "an image a second",
         *(rate, rate, rate),
-        f"{found['bytes'] / MANY:.1f} bytes an image stored, peak {found['peak_gib']:.2f} GiB, "
-        f"of which {found['before_gib']:.2f} are libraries",
+        f"{found['bytes'] / MANY:.1f} bytes an image stored, peak {found['peak']:.2f} GiB, "
+        f"of which {found['before']:.2f} are libraries",
     )
-
-
-def measured(what: str, argument: str) -> dict[str, Any]:
-    """A function of this module in a process of its own: what it returns, its seconds and its peak of memory."""
-    code = f"import sys; from benchmarks import scale; scale.report(scale.{what}, {argument!r})"
-    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
-
-
-def report(function: Callable[[str], dict[str, Any]], argument: str) -> None:
-    """In that process: run, and print what came out."""
-    before, start = _peak_gib(), time.perf_counter()
-    found = function(argument)
-    seconds = time.perf_counter() - start
-    print(json.dumps({**found, "seconds": seconds, "before_gib": before, "peak_gib": _peak_gib()}))
 
 
 def job(folder: str) -> dict[str, Any]:
@@ -180,7 +160,3 @@ def _store(folder: str) -> Store:
     from workers.store import open_store
 
     return open_store(f"{folder}/run")
-
-
-def _peak_gib() -> float:
-    return int(Path("/proc/self/status").read_text().rsplit("VmHWM:", 1)[1].split()[0]) / 2**20

@@ -27,9 +27,10 @@ from orchestrator.runs import (
     given_up_shards,
     read_index,
     read_plan,
+    undecided_shards,
 )
 from orchestrator.spec import Resources, Spec
-from orchestrator.tables import Reduced, View, published
+from orchestrator.tables import Reduced, View, goal_of, published
 from workers import layout
 from workers.counting import CountJob
 from workers.images import EncodedImages, ImageSet
@@ -83,25 +84,28 @@ def certify_run(spec: Spec, *, retry_failed: bool = False, hire: Hire = hire_act
     # Of folders, the listing that would tell whether an index still holds is all there is to make one.
     known = read_index(store) if isinstance(spec.dataset, WebDataset | ParquetImages) else None
     resolved = resolve(spec, known)
-    plan = resolved.plan
     view = View.of(spec)
-    check_against(plan, view)
+    check_against(resolved.plan, view)
     store.check_exclusive()
-    stored = _settle(store, plan)
+    stored = _settle(store, resolved.plan, view)
+    plan = resolved.plan.begun_as(stored)
+    resolved = dataclasses.replace(resolved, plan=plan)
     _keep_index(store, resolved.images)
     _keep_training(store, plan.spec)
 
     done = counted_shards(store, plan)
-    work = _failed(store, stored, done) if retry_failed else _missing(plan, done)
-    whole = len(done) == plan.shards and not work.images and store.exists(layout.CERTIFICATES)
-    last = published(store) if whole else None
-    if last is not None and last.view == view and not _outdated(store, last):
+    last = published(store) if len(done) == plan.shards and store.exists(layout.CERTIFICATES) else None
+    current = last is not None and last.view == view and last.goal == goal_of(plan) and not _outdated(store, last)
+    # Who has published all that was asked for need not read the votes to know that they decide it.
+    undecided = {} if current else undecided_shards(store, plan, done)
+    work = _failed(store, stored, done, undecided) if retry_failed else _missing(plan, done, undecided)
+    if current and last is not None and not work.images:
         return Certification(store.uri, 0, {}, last, nothing_to_do=True)
 
     outcome = _count(store, resolved, spec.resources, work, hire) if work.images else Outcome(set(), {})
     with meter("reducing", len(outcome.counted.union(done)), "shards") as progress:
         # By the plan that the run was begun with: its versions are those of the votes, as far as one plan can say.
-        reduced = reduce_run(store, stored, view, progress.advance)
+        reduced = reduce_run(store, dataclasses.replace(stored, goal=plan.goal), view, progress.advance)
     return Certification(store.uri, len(outcome.counted), outcome.given_up, reduced, nothing_to_do=False)
 
 
@@ -118,13 +122,15 @@ class _Work:
     images: dict[int, int]
 
 
-def _missing(plan: Plan, done: list[int]) -> _Work:
+def _missing(plan: Plan, done: list[int], undecided: dict[int, int]) -> _Work:
     missing = sorted(set(range(plan.shards)).difference(done))
-    return _Work("count", {shard: plan.shard_images(shard) for shard in missing})
+    # Those that are begun first: they hold the votes that a lost disk would cost most.
+    return _Work("count", undecided | {shard: plan.shard_images(shard) for shard in missing})
 
 
-def _failed(store: Store, plan: Plan, done: list[int]) -> _Work:
-    given_up = {shard: plan.shard_images(shard) for shard in set(given_up_shards(store, plan)).difference(done)}
+def _failed(store: Store, plan: Plan, done: list[int], undecided: dict[int, int]) -> _Work:
+    finished = set(done).difference(undecided)
+    given_up = {shard: plan.shard_images(shard) for shard in set(given_up_shards(store, plan)).difference(finished)}
     return _Work("retry", dict(sorted({**failed_images(store, plan, done), **given_up}.items())))
 
 
@@ -133,19 +139,29 @@ def _outdated(store: Store, last: Reduced) -> bool:
     return last.summary.failed > 0 and any(layout.retry_of(stored.key) for stored in store.list(layout.COUNTS))
 
 
-def _settle(store: Store, plan: Plan) -> Plan:
-    """Write a new run's plan, or check that the run there would get the same votes. Returns the plan in the store."""
+def _settle(store: Store, plan: Plan, view: View) -> Plan:
+    """Write a new run's plan, or check that the run there would get the same votes. Returns the plan in the store, and
+    leaves there what the votes are to decide from now on."""
     check_no_import(store)
     if store.create(layout.PLAN, plan.to_json()):
         return plan
     stored = read_plan(store)
+    check_against(stored, view)
     changed = difference(stored, plan)
     if changed:
         begun = next(iter(store.list(layout.COUNTS)), None) is not None
         hint = "" if begun else "; it has no votes yet: remove it to begin anew"
+        if begun and all(line.startswith("sampling.draws:") for line in changed):
+            hint = (
+                "; more draws may be added where protocol anytime or anytime_label is asked for, see "
+                "docs/statistics.md: bounds of the others hold for a number fixed beforehand"
+            )
         raise RunError(
             f"{store.uri} holds another run ({'; '.join(changed)}): use another --run, or make the spec agree{hint}"
         )
+    settled = plan.begun_as(stored)
+    if settled.goal is not None and (stored.goal is None or settled.goal_json() != stored.goal_json()):
+        store.replace(layout.GOAL, settled.goal_json())
     return stored
 
 

@@ -158,7 +158,7 @@ def table1(stores: Sequence[Store], beyond: Sequence[Store] = (), program: pa.Ta
     rows = [*known.rows, *([] if program is None else _program_rows(program))]
     for store, run in zip(stores, runs, strict=True):
         rows += [_row(run, line) for line in run.lines]
-        if run.plan.spec.sampling.draws == PAPER_DRAWS:
+        if run.plan.asked.sampling.draws == PAPER_DRAWS:
             rows.append(_authors_row(store, run, known.radius))
     for run in map(load_run, beyond):
         training, sigma = run.plan.spec.training, _sigma(run)
@@ -184,7 +184,7 @@ def _program_rows(table: pa.Table) -> list[Row]:
 
 def _row(run: ReportedRun, line: Line) -> Row:
     last = run.lines[line].to_pylist()[-1]
-    draws, summary = run.plan.spec.sampling.draws, run.reduced.summary
+    draws, summary = run.plan.asked.sampling.draws, run.reduced.summary
     natural = summary.majority_correct / summary.images
     accuracy, guaranteed = last["certified_accuracy"], last["guaranteed_accuracy"]
     return Row(_method(run), "ours", f"{line.certificate}, {line.protocol}", draws, accuracy, guaranteed, natural)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,12 +16,18 @@ from pydantic import PositiveInt, TypeAdapter, ValidationError
 
 from orchestrator.errors import RunError, SpecError
 from orchestrator.spec import Spec, validate
+from stn_core.certificates import CERTIFICATES
+from stn_core.naming import one_line
 from stn_core.noise import NOISE_VERSION
+from stn_core.stopping import FixedDraws, Rule, Together, adaptive_rule
 from workers.counting import CountJob
 from workers.selection import selected
 from workers.settings import PLACES
 
 SCHEMA_VERSION = 1
+
+#: Protocols whose bounds hold for any number of draws, whatever chose it, so that more may be added later.
+ANYTIME = ("anytime", "anytime_label")
 
 
 @dataclass(frozen=True)
@@ -28,7 +35,7 @@ class Plan:
     """What a run is.
 
     Attributes:
-        spec: the resolved spec.
+        spec: the resolved spec that the run was begun with.
         dataset_size: images in the whole data set; the run covers ``selected`` of them.
         num_classes: classes the model votes among.
         image_shape: (channels, height, width), pixels.
@@ -39,6 +46,7 @@ class Plan:
         versions: of Python, this project and the libraries that votes pass through.
         noise_version: which mapping from draw to noise.
         schema_version: of plan.json.
+        goal: the spec that says what the votes are to decide, where it is another by now; kept beside the plan.
     """
 
     spec: Spec
@@ -52,6 +60,39 @@ class Plan:
     versions: Mapping[str, str]
     noise_version: int = NOISE_VERSION
     schema_version: int = SCHEMA_VERSION
+    goal: Spec | None = None
+
+    @property
+    def asked(self) -> Spec:
+        """The spec that says what the votes are to decide."""
+        return self.spec if self.goal is None else self.goal
+
+    @property
+    def sequential(self) -> bool:
+        """Whether draws came in rounds, so that votes may have decided how many there are."""
+        return self.goal is not None or self.spec.sampling.mode == "adaptive"
+
+    @cached_property
+    def rule(self) -> Rule:
+        """How many draws an image's votes ask for."""
+        spec, sampling = self.asked, self.asked.sampling
+        if sampling.mode == "fixed":
+            return FixedDraws(sampling.draws)
+        return Together(
+            tuple(
+                adaptive_rule(
+                    CERTIFICATES[name],
+                    scale=spec.noise.build().scale,
+                    dimension=math.prod(self.image_shape),
+                    alpha=spec.confidence.alpha,
+                    draws=sampling.draws,
+                    radii=spec.radii if sampling.tolerance is None else None,
+                    tolerance=sampling.tolerance,
+                    stages=sampling.stages,
+                )
+                for name in spec.certificates
+            )
+        )
 
     @cached_property
     def indices(self) -> Sequence[int]:
@@ -69,8 +110,8 @@ class Plan:
 
     @property
     def passes(self) -> int:
-        """Forward passes of the whole run, one per noisy image."""
-        return self.images * (self.spec.sampling.draws + self.spec.sampling.selection_draws)
+        """Forward passes of the whole run, one per noisy image; of adaptive sampling, at most."""
+        return self.images * (self.asked.sampling.draws + self.spec.sampling.selection_draws)
 
     def shard_images(self, shard: int) -> int:
         """Images in a shard."""
@@ -78,7 +119,7 @@ class Plan:
 
     def to_json(self) -> bytes:
         content = {
-            **dataclasses.asdict(self),
+            **{name: value for name, value in dataclasses.asdict(self).items() if name != "goal"},
             "spec": self.spec.model_dump(mode="json"),
             "versions": dict(self.versions),
         }
@@ -97,7 +138,7 @@ class Plan:
         if version > SCHEMA_VERSION:
             raise RunError(f"{source} was written by a newer version (schema {version}): update this installation")
         try:
-            names = {field.name for field in dataclasses.fields(cls)}
+            names = {field.name for field in dataclasses.fields(cls)} - {"goal"}
             fields = {name: value for name, value in values.items() if name in names}
             fields["spec"] = validate(values["spec"], "its spec")
             return _PLAN.validate_python(fields)
@@ -109,10 +150,30 @@ class Plan:
             first = error.errors()[0]
             raise RunError(f"{source} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
+    def goal_json(self) -> bytes:
+        """What is kept beside the plan of a run that was given another goal."""
+        return json.dumps(
+            {"schema_version": SCHEMA_VERSION, "spec": self.asked.model_dump(mode="json")}, indent=2, sort_keys=True
+        ).encode()
+
+    def with_goal(self, content: bytes, source: str) -> Plan:
+        """The inverse of ``goal_json``. Raises RunError if it is none."""
+        try:
+            return dataclasses.replace(self, goal=validate(json.loads(content)["spec"], "its spec"))
+        except (ValueError, KeyError, TypeError, SpecError) as error:
+            raise RunError(f"{source} is damaged: {one_line(error)}") from error
+
+    def begun_as(self, stored: Plan) -> Plan:
+        """This plan, as what the run of the ``stored`` one is to do from now on."""
+        asked = self.spec
+        same = stored.goal is None and decisive(asked) == decisive(stored.spec)
+        begun = asked.model_copy(update={"sampling": stored.spec.sampling})
+        return dataclasses.replace(self, spec=begun, goal=None if same else asked)
+
     def identity(self) -> dict[str, Any]:
         """What decides the votes, in JSON's own types. Two plans that agree here may share a run; paths, workers and
         views may differ."""
-        spec = self.spec.model_dump(mode="json", include={"noise", "sampling"})
+        spec = self.spec.model_dump(mode="json", include={"noise"})
         # Runs from before there was a choice do not name it.
         if spec["noise"].get("sampler") == "plain":
             del spec["noise"]["sampler"]
@@ -120,6 +181,7 @@ class Plan:
         return _flat(
             {
                 **spec,
+                "sampling": self._sampling(),
                 "dataset": {
                     "kind": dataset.kind,
                     "every": dataset.every,
@@ -139,6 +201,14 @@ class Plan:
             }
         )
 
+    def _sampling(self) -> dict[str, Any]:
+        """What of sampling decides the votes: a rule may be given another goal, and goes on from where they stand."""
+        sampling = self.spec.sampling
+        begun = {"selection_draws": sampling.selection_draws, "seed": sampling.seed}
+        if sampling.mode == "fixed":
+            return {**begun, "draws": sampling.draws}
+        return {**begun, "mode": "adaptive", **({} if sampling.stages is None else {"stages": list(sampling.stages)})}
+
     @cached_property
     def _indices_sha256(self) -> str:
         return hashlib.sha256(" ".join(map(str, self.spec.dataset.indices or ())).encode()).hexdigest()
@@ -156,7 +226,11 @@ class Plan:
             dataset=spec.dataset,
             model=spec.model,
             noise=spec.noise,
-            sampling=spec.sampling,
+            seed=spec.sampling.seed,
+            selection_draws=spec.sampling.selection_draws,
+            rule=self.rule,
+            protocol=self.asked.confidence.protocol,
+            sequential=self.sequential,
             num_classes=self.num_classes,
             image_shape=self.image_shape,
             indices=self.indices,
@@ -164,6 +238,7 @@ class Plan:
             shard_size=self.shard_size,
             batch_size=None if resources.batch_size == "auto" else resources.batch_size,
             precision=resources.precision,
+            compile=resources.compile,
             device=device,
             threads=resources.threads_per_actor,
             plan_sha256=plan_sha256,
@@ -197,9 +272,24 @@ class Plan:
 _PLAN = TypeAdapter(Plan)
 
 
+def decisive(spec: Spec) -> dict[str, Any]:
+    """What of a spec says how many draws an image gets, in JSON's own types."""
+    sampling = spec.sampling.model_dump(mode="json")
+    if spec.sampling.mode == "fixed":
+        return sampling
+    confidence = {"protocol": spec.confidence.protocol, "alpha": spec.confidence.alpha}
+    return {**sampling, **confidence, "certificates": list(spec.certificates), "radii": list(spec.radii)}
+
+
 def difference(stored: Plan, asked: Plan) -> list[str]:
-    """How what is asked differs from what the run is, one line per key; empty where it does not."""
+    """How what is asked differs from what the run is, one line per key; empty where it does not.
+
+    The number of draws is no difference where the protocol that is asked for holds whatever it was that chose it.
+    """
     old, new = stored.identity(), asked.identity()
+    if asked.spec.confidence.protocol in ANYTIME:
+        chosen = ("sampling.draws", "sampling.mode", "sampling.stages")
+        old, new = ({key: value for key, value in one.items() if key not in chosen} for one in (old, new))
     if old["dataset.fingerprint"] != new["dataset.fingerprint"] and (cut := _cut(stored)) != _cut(asked):
         # Digests tell nobody what to change: it is how images are cut out.
         old, new = {**old, **cut, "dataset.fingerprint": ""}, {**new, **_cut(asked), "dataset.fingerprint": ""}

@@ -7,7 +7,7 @@ import io
 import json
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from orchestrator.errors import RunError, SpecError
 from orchestrator.plan import Plan
 from orchestrator.runs import CountRows, counted_shards, read_votes
-from orchestrator.spec import check_view
+from orchestrator.spec import SEQUENTIAL, check_view
 from orchestrator.tables import (
     CERTIFICATES_SCHEMA,
     CURVES_SCHEMA,
@@ -29,12 +29,14 @@ from orchestrator.tables import (
     Reduced,
     Summary,
     View,
+    goal_of,
 )
 from stn_core.certificates import CERTIFICATES
 from stn_core.certify import Certified, as_votes, certify_outcomes
-from stn_core.confidence import PROTOCOLS, outcomes_of
+from stn_core.confidence import PROTOCOLS, outcomes_of, outcomes_of_looks
 from stn_core.curves import certified_correct
 from stn_core.dataset import population_interval, truly_certified
+from stn_core.looks import Looks
 from stn_core.naming import one_line
 from stn_core.noise import interval_variates
 from workers import layout
@@ -62,7 +64,6 @@ def reduce_run(store: Store, plan: Plan, view: View, observe: Callable[[int], No
     """
     check_against(plan, view)
     present = counted_shards(store, plan)
-    folder = "" if len(present) == plan.shards else layout.PARTIAL
     sums = _Sums(view, plan)
     with _scratch_folder() as scratch:
         # On disk, since the table of a large run does not fit in memory.
@@ -72,9 +73,12 @@ def reduce_run(store: Store, plan: Plan, view: View, observe: Callable[[int], No
                 for rows in sums.add(votes):
                     writer.write_table(rows, row_group_size=_ROW_GROUP)
             summary = sums.summary()
-            facts = {"view": asdict(view), "summary": asdict(summary), **plan.provenance()}
+            goal = goal_of(plan)
+            facts = {"view": asdict(view), "summary": asdict(summary), "goal": goal, **plan.provenance()}
             metadata = json.dumps({"schema_version": SCHEMA_VERSION, **facts}, sort_keys=True)
             writer.add_key_value_metadata({METADATA_KEY: metadata.encode()})
+        whole = len(present) == plan.shards and not summary.undecided
+        folder = "" if whole else layout.PARTIAL
         curves = sums.curves().replace_schema_metadata({METADATA_KEY: metadata.encode()})
         # Curves carry the view and are published last: while they exist, both tables are of that view. An incomplete
         # run has no complete tables, or no longer.
@@ -83,7 +87,7 @@ def reduce_run(store: Store, plan: Plan, view: View, observe: Callable[[int], No
         store.replace_file(folder + layout.CERTIFICATES, table)
     store.replace(folder + layout.CURVES, _parquet(curves))
     store.delete(layout.CERTIFICATES if folder else layout.PARTIAL + layout.CERTIFICATES)
-    return Reduced(view, summary, curves)
+    return Reduced(view, summary, curves, goal)
 
 
 @contextlib.contextmanager
@@ -104,7 +108,7 @@ class _Sums:
         self._view, self._plan = view, plan
         self._certified = {line: np.zeros(len(view.radii), dtype=np.int64) for line in view.lines}
         self._abstained = dict.fromkeys(view.lines, 0)
-        self._counted = self._failed = self._majority_correct = self._invalid = 0
+        self._counted = self._failed = self._majority_correct = self._invalid = self._undecided = self._passes = 0
         self._ties: int | None = 0
 
     def add(self, rows: CountRows) -> Iterator[pa.Table]:
@@ -113,9 +117,11 @@ class _Sums:
         self._counted += int(usable.sum())
         self._failed += int((~usable).sum())
         self._invalid += rows.total("invalid") or 0
+        self._undecided += rows.undecided(self._plan)
+        self._passes += (rows.total("draws") or 0) + (rows.total("selection_draws") or 0)
         ties = rows.total("ties")
         self._ties = None if ties is None or self._ties is None else self._ties + ties
-        voted = rows.draws > rows.table["invalid"].to_numpy()
+        voted = rows.draws > rows.invalid
         self._majority_correct += int((voted & (rows.estimation.argmax(axis=1) == labels)).sum())
         uniform = None
         if self._view.interval == "randomised":
@@ -136,6 +142,8 @@ class _Sums:
             self._majority_correct,
             self._invalid,
             self._ties,
+            self._undecided,
+            self._passes,
         )
 
     def curves(self) -> pa.Table:
@@ -153,6 +161,14 @@ def check_against(plan: Plan, view: View) -> None:
         check_view(view.certificates, view.protocols, plan.spec.noise, plan.spec.sampling)
     except ValueError as error:
         raise SpecError(str(error)) from error
+    for name in view.protocols:
+        if plan.sequential and not PROTOCOLS[name].sequential:
+            raise SpecError(
+                f"protocol {name!r} holds for a number of draws fixed beforehand, and this run's votes chose theirs: "
+                f"use {' or '.join(SEQUENTIAL)}"
+            )
+        if PROTOCOLS[name].sequential and view.interval == "randomised":
+            raise SpecError(f"randomised intervals are not for protocol {name!r}: use clopper_pearson")
     for name, value in (("alpha", view.alpha), ("beta", view.beta)):
         if not 0 < value < 1:
             raise SpecError(f"{name} must lie inside (0, 1), got {value}")
@@ -165,10 +181,13 @@ def _certify(
     usable = rows.usable
     whole = bool(usable.all())
     own = slice(None) if whole else usable
-    votes = as_votes(rows.estimation[own], rows.selection[own], rows.labels[own], rows.draws[own])
     dimension = int(np.prod(plan.image_shape))
     for protocol in view.protocols if usable.any() else ():
-        outcomes = outcomes_of(votes, PROTOCOLS[protocol])
+        if PROTOCOLS[protocol].sequential:
+            outcomes = outcomes_of_looks(_of_usable(rows.looks(protocol), usable), plan.num_classes)
+        else:
+            votes = as_votes(rows.estimation[own], rows.selection[own], rows.labels[own], rows.draws[own])
+            outcomes = outcomes_of(votes, PROTOCOLS[protocol])
         for certificate in view.certificates:
             result = certify_outcomes(
                 outcomes,
@@ -178,11 +197,18 @@ def _certify(
                 alpha=view.alpha,
                 dimension=dimension,
                 uniform=None if uniform is None else uniform[own],
+                stages=plan.spec.sampling.stages,
             )
             yield Line(certificate, protocol), result if whole else _spread(result, usable)
     if not usable.any():
         for line in view.lines:
             yield line, _nothing(len(usable))
+
+
+def _of_usable(looks: Looks, usable: NDArray[np.bool_]) -> Looks:
+    """Without the images that could not be counted, which nobody looked at."""
+    place = np.cumsum(usable) - 1
+    return replace(looks, candidate=looks.candidate[usable], image=place[looks.image])
 
 
 def _nothing(images: int) -> Certified:

@@ -285,7 +285,7 @@ def facts(run: ReportedRun) -> list[tuple[str, str]]:
         ("data set", f"{spec.dataset.kind}, every {spec.dataset.every}, sha-256 {plan.dataset_sha256[:16]}…"),
         ("model", f"{spec.model.name}, weights sha-256 {plan.model_sha256[:16]}…"),
         ("noise", f"{spec.noise.kind}, {noise}, seed {spec.sampling.seed}"),
-        ("draws", f"n = {spec.sampling.draws} for estimation, n0 = {spec.sampling.selection_draws} for selection"),
+        ("draws", f"{draws_of(run)} for estimation, n0 = {spec.sampling.selection_draws} for selection"),
         (
             "confidence",
             f"alpha = {view.alpha:g} per image; {'; '.join(f'{p}: {PROTOCOLS[p].claim}' for p in view.protocols)}",
@@ -308,6 +308,17 @@ def guarantee(view: View) -> str:
         f"truly certified, at least, with probability 1 - {view.beta:g} over all noise, the whole table at once "
         "(settings chosen before looking)"
     )
+
+
+def draws_of(run: ReportedRun) -> str:
+    """How many estimation draws the images have."""
+    sampling, summary = run.plan.asked.sampling, run.reduced.summary
+    if sampling.mode == "fixed":
+        return f"n = {sampling.draws}"
+    if summary.passes is None or not summary.counted:
+        return f"n at most {sampling.draws}, by the votes"
+    mean = summary.passes / summary.counted - run.plan.spec.sampling.selection_draws
+    return f"n by the votes, at most {sampling.draws}, {mean:.1f} on average"
 
 
 def ties(summary: Summary) -> str:

@@ -39,7 +39,7 @@ class ReportedRun:
         summary = self.reduced.summary
         if summary.complete:
             return self.name
-        without = [(summary.missing, "missing"), (summary.failed, "failed")]
+        without = [(summary.missing, "missing"), (summary.failed, "failed"), (summary.undecided, "undecided")]
         lacking = ", ".join(f"{count} {what}" for count, what in without if count)
         return f"{self.name} (INCOMPLETE: {lacking} of {summary.images} images)"
 

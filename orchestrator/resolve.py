@@ -69,21 +69,29 @@ def resolve(spec: Spec, known: Index | None = None) -> Resolved:
     spec = _with_normalization(spec, model)
     sample, shape = _usual_shape(images, indices)
     _check_model(spec.model, model, shape, num_classes, images.classes)
-    draws = spec.sampling.draws + spec.sampling.selection_draws
     size = spec.resources.shard_size
     plan = Plan(
         spec=spec,
         dataset_size=len(images),
         num_classes=num_classes,
         image_shape=shape,
-        # About ten thousand forward passes a shard: seconds to minutes of work, and little to lose.
-        shard_size=max(1, min(64, 10_000 // draws)) if size == "auto" else size,
+        shard_size=_shard_size(spec) if size == "auto" else size,
         model_sha256=weights_sha256(model.network),
         dataset_sha256=images.fingerprint,
         code_sha256=code_sha256(),
         versions=versions(),
     )
     return Resolved(plan, images, model, sample)
+
+
+def _shard_size(spec: Spec) -> int:
+    """Images in a shard, where the spec names no number."""
+    sampling = spec.sampling
+    if sampling.mode == "adaptive":
+        # A few images of it go on to many draws, and each round is a commit: little to lose.
+        return 16
+    # About ten thousand forward passes: seconds to minutes of work.
+    return max(1, min(64, 10_000 // (sampling.draws + sampling.selection_draws)))
 
 
 def held_to_versions() -> None:

@@ -14,17 +14,21 @@ from pydantic import BaseModel, BeforeValidator, Field, FiniteFloat, PositiveInt
 from pydantic_core import ErrorDetails
 
 from orchestrator.errors import SpecError
+from stn_core.arithmetic import Precision
 from stn_core.certificates import CERTIFICATES, certificates_for
 from stn_core.certify import check_noise
 from stn_core.confidence import PROTOCOLS, Interval, check_protocol
 from stn_core.naming import did_you_mean, one_line, pick
 from workers.settings import Dataset, Model, Noise, Sampling, Section, SplittingNoise, StoreSettings, Training
 
+#: Protocols that hold for numbers of draws that the votes themselves choose.
+SEQUENTIAL = tuple(name for name, protocol in PROTOCOLS.items() if protocol.sequential)
+
 
 class Confidence(Section):
     """How votes become bounds. Chosen anew at every reduce; the votes do not depend on it."""
 
-    protocol: Literal["paper", "paper_two", "split", "label", "exact"] = "paper"
+    protocol: Literal["paper", "paper_two", "split", "label", "exact", "anytime", "anytime_label", "stages"] = "paper"
     alpha: Annotated[FiniteFloat, Field(gt=0, lt=1)] = Field(
         0.05, description="probability with which one image's certificate may be false"
     )
@@ -45,7 +49,8 @@ class Resources(Section):
     )
     threads_per_actor: PositiveInt = Field(1, description="CPU threads, and CPUs reserved, per actor")
     batch_size: PositiveInt | Literal["auto"] = Field("auto", description="noisy images per forward pass")
-    precision: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of the forward pass")
+    precision: Precision = Field("float32", description="of the forward pass; tensorfloat32: on GPUs that have it")
+    compile: bool = Field(False, description="the network goes through torch.compile; CPUs need a C++ compiler for it")
     shard_size: PositiveInt | Literal["auto"] = Field("auto", description="images per shard; auto: by draws")
     max_attempts: PositiveInt = Field(3, description="times a shard is tried before it is given up")
     stall_s: Annotated[FiniteFloat, Field(gt=0)] | Literal["auto"] = Field(
@@ -72,6 +77,15 @@ def _radii(value: Any) -> Any:
     return value
 
 
+def _certificates(spec: Mapping[str, Any]) -> tuple[str, ...]:
+    """Those that a spec means without naming any."""
+    fitting = certificates_for(getattr(spec.get("noise"), "kind", ""))
+    if getattr(spec.get("sampling"), "mode", "fixed") == "fixed":
+        return fitting
+    # Draws end when all are decided: those that need the fewest.
+    return tuple(name for name in fitting if CERTIFICATES[name].bounds == 1 and not CERTIFICATES[name].dimension_power)
+
+
 class Spec(Section):
     """One certification job."""
 
@@ -80,9 +94,7 @@ class Spec(Section):
     noise: Noise
     sampling: Sampling
     confidence: Confidence = Confidence()
-    certificates: tuple[str, ...] = Field(
-        default_factory=lambda spec: certificates_for(getattr(spec.get("noise"), "kind", "")), min_length=1
-    )
+    certificates: tuple[str, ...] = Field(default_factory=lambda spec: _certificates(spec), min_length=1)
     radii: Annotated[tuple[Annotated[FiniteFloat, Field(ge=0)], ...], BeforeValidator(_radii), Field(min_length=1)] = (
         Field(description="radii at which certified accuracy is reported, in [0, 1] pixel units")
     )
@@ -93,6 +105,7 @@ class Spec(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> Spec:
         check_view(self.certificates, (self.confidence.protocol,), self.noise, self.sampling)
+        _check_sequential(self.sampling, self.confidence)
         _check_enumerable(self.noise, self.sampling)
         _check_additive(self.noise, self.training)
         if list(self.radii) != sorted(set(self.radii)):
@@ -106,8 +119,35 @@ def check_view(certificates: Sequence[str], protocols: Sequence[str], noise: Noi
         check_noise(pick(CERTIFICATES, name, "certificate"), noise.kind)
     for name in protocols:
         check_protocol(pick(PROTOCOLS, name, "protocol"), noise.kind)
-        if name == "split" and sampling.selection_draws == 0:
-            raise ValueError("protocol 'split' needs selection votes: set sampling.selection_draws, or use 'paper'")
+        if name in _USE_INSTEAD and sampling.selection_draws == 0:
+            other = _USE_INSTEAD[name]
+            raise ValueError(f"protocol {name!r} needs selection votes: set sampling.selection_draws, or use {other!r}")
+        if name == "stages" and sampling.stages is None:
+            raise ValueError(
+                "protocol 'stages' looks after numbers of draws that are declared beforehand: set sampling.stages and "
+                "sampling.mode adaptive, or use 'anytime'"
+            )
+
+
+#: Protocols that choose the class by selection votes, and what does without.
+_USE_INSTEAD = {"split": "paper", "anytime": "anytime_label", "stages": "anytime_label"}
+
+
+def _check_sequential(sampling: Sampling, confidence: Confidence) -> None:
+    """Raise ValueError unless bounds hold for numbers of draws that the votes themselves choose, where they do."""
+    protocol = confidence.protocol
+    if sampling.mode == "adaptive" and not PROTOCOLS[protocol].sequential:
+        raise ValueError(
+            f"protocol {protocol!r} holds for a number of draws fixed beforehand, and sampling.mode is adaptive: set "
+            f"confidence.protocol to {' or '.join(SEQUENTIAL)}"
+        )
+    if sampling.stages is not None and protocol != "stages":
+        raise ValueError(f"sampling.stages belongs to protocol 'stages', and confidence.protocol is {protocol!r}")
+    if PROTOCOLS[protocol].sequential and confidence.interval == "randomised":
+        raise ValueError(
+            f"randomised intervals are for a number of draws fixed beforehand, not for protocol {protocol!r}: set "
+            "confidence.interval to clopper_pearson"
+        )
 
 
 def _check_enumerable(noise: Noise, sampling: Sampling) -> None:

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from orchestrator.errors import RunError
 from orchestrator.plan import Plan
 from orchestrator.presence import Driver, drivers_at_work
-from orchestrator.runs import given_up_shards, read_plan
+from orchestrator.runs import CountRows, given_up_shards, read_plan
 from workers import layout
 from workers.committed import DamagedVotes, read_committed
 from workers.store import Store, StoredObject
@@ -28,7 +28,8 @@ class Status:
 
     Attributes:
         run: where it is.
-        complete: every shard is committed and every image has votes.
+        adaptive: images stop as soon as their votes decide.
+        complete: every shard is committed and every image has votes enough.
         images: in the plan.
         counted: images with votes.
         failed: images that could not be counted.
@@ -37,7 +38,8 @@ class Status:
         shards_committed: with votes in the store.
         shards_given_up: shard to the reason it was given up in its last attempt.
         passes: forward passes committed.
-        passes_planned: forward passes of the whole run.
+        undecided: images with votes that need more draws to decide what they are to decide.
+        passes_planned: forward passes of the whole run; of adaptive sampling, at most.
         images_per_s: over the last commits; None before there are two.
         seconds_left: at that rate; None where unknown or nothing is left.
         last_commit: seconds since the epoch, None before the first.
@@ -45,6 +47,7 @@ class Status:
     """
 
     run: str
+    adaptive: bool
     complete: bool
     images: int
     counted: int
@@ -53,6 +56,7 @@ class Status:
     shards: int
     shards_committed: int
     shards_given_up: dict[int, str]
+    undecided: int
     passes: int
     passes_planned: int
     images_per_s: float | None
@@ -65,7 +69,7 @@ def status_of(store: Store) -> Status:
     """The standing of the run in ``store``. Raises RunError where there is none, or it is damaged."""
     plan = read_plan(store)
     committed: list[StoredObject] = []
-    counted = failed = passes = 0
+    counted = failed = undecided = passes = 0
     failures: dict[int, str] = {}
     for stored in store.list(layout.COUNTS):
         shard = layout.shard_of(stored.key)
@@ -73,21 +77,23 @@ def status_of(store: Store) -> Status:
             continue
         committed.append(stored)
         try:
-            table = read_committed(store, shard).table
+            found = read_committed(store, shard, later=plan.sequential)
         except DamagedVotes as error:
             raise RunError(f"{store.uri}/{error.key}: {error}; {error.remedy}") from error
+        table, rows = found.table, CountRows(found.table, plan.num_classes, found.later)
         for row in table.filter(pc.is_valid(table["error"])).select(["index", "error"]).to_pylist():
             if len(failures) < _FAILURES_SHOWN:
                 failures[row["index"]] = row["error"]
-        draws = table["draws"].to_numpy()
-        usable = int((draws > 0).sum())
-        counted, failed = counted + usable, failed + len(draws) - usable
-        passes += int(draws.sum()) + int(table["selection_draws"].to_numpy().sum())
+        usable = int(rows.usable.sum())
+        counted, failed = counted + usable, failed + len(table) - usable
+        undecided += rows.undecided(plan)
+        passes += int(rows.draws.sum()) + int(table["selection_draws"].to_numpy().sum())
     rate = images_per_second(committed, plan)
     missing = plan.images - counted - failed
     return Status(
         run=store.uri,
-        complete=missing == 0 and failed == 0,
+        adaptive=plan.asked.sampling.mode == "adaptive",
+        complete=missing == 0 and failed == 0 and undecided == 0,
         images=plan.images,
         counted=counted,
         failed=failed,
@@ -95,6 +101,7 @@ def status_of(store: Store) -> Status:
         shards=plan.shards,
         shards_committed=len(committed),
         shards_given_up=given_up_shards(store, plan),
+        undecided=undecided,
         passes=passes,
         passes_planned=plan.passes,
         images_per_s=rate,

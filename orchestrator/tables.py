@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from orchestrator.errors import RunError
+from orchestrator.plan import Plan, decisive
 from orchestrator.spec import Spec
 from stn_core.confidence import PROTOCOLS, Interval
 from workers import layout
@@ -148,6 +149,8 @@ class Summary:
         invalid_votes: estimation draws whose logits held a NaN.
         ties: estimation draws whose largest logit several classes shared; None where some votes are from before they
             were counted.
+        undecided: counted images that need more draws to decide what the run's votes are to decide.
+        passes: forward passes done, one per noisy image; None where the tables are from before they were kept.
     """
 
     images: int
@@ -157,11 +160,13 @@ class Summary:
     majority_correct: int
     invalid_votes: int
     ties: int | None
+    undecided: int = 0
+    passes: int | None = None
 
     @property
     def complete(self) -> bool:
-        """Every image has votes."""
-        return self.counted == self.images
+        """Every image has votes enough."""
+        return self.counted == self.images and not self.undecided
 
 
 @dataclass(frozen=True)
@@ -172,11 +177,18 @@ class Reduced:
         view: what was computed.
         summary: what became of the images.
         curves: by CURVES_SCHEMA.
+        goal: what the votes were to decide, by ``goal_of``.
     """
 
     view: View
     summary: Summary
     curves: pa.Table
+    goal: dict[str, Any]
+
+
+def goal_of(plan: Plan) -> dict[str, Any]:
+    """What a run's votes are to decide, in JSON's own types; nothing where their number was fixed beforehand."""
+    return decisive(plan.asked) if plan.sequential else {}
 
 
 def published(store: Store, *, partial: bool = False) -> Reduced | None:
@@ -195,7 +207,8 @@ def published(store: Store, *, partial: bool = False) -> Reduced | None:
         if version < SCHEMA_VERSION:
             return None
         if version == SCHEMA_VERSION:
-            return Reduced(View.from_json(metadata["view"]), Summary(**metadata["summary"]), curves)
+            view, summary = View.from_json(metadata["view"]), Summary(**metadata["summary"])
+            return Reduced(view, summary, curves, metadata.get("goal", {}))
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise RunError(f"{store.uri}/{key} is damaged: run `stn reduce` again") from error
     raise RunError(f"{store.uri}/{key} was written by a newer version: update this installation")

@@ -52,6 +52,7 @@ class Terms:
         classes: number of classes.
         dimension: values in an image, channels x height x width.
         interval: "clopper_pearson" or "randomised".
+        stages: numbers of draws after which protocol "stages" looks.
     """
 
     certificate: str
@@ -61,6 +62,11 @@ class Terms:
     classes: int
     dimension: int
     interval: str
+    stages: tuple[int, ...] = ()
+
+
+#: Votes of the candidate, the most of any other class, and draws, invalid ones included.
+Look = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -69,15 +75,12 @@ class Standing:
 
     Attributes:
         candidate: the class to be certified; -1 where there is none.
-        top: its votes.
-        runner_up: the most votes of any other class.
-        draws: invalid ones included; 0 where the image could not be counted.
+        looks: after each round of draws, in order; of protocols for a fixed number, one; none where the image could
+            not be counted.
     """
 
     candidate: int
-    top: int
-    runner_up: int
-    draws: int
+    looks: tuple[Look, ...]
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,8 @@ def audit(
     if terms.protocol not in _SHARES:
         return [f"not re-derived: no rule for protocol {terms.protocol!r}"]
     (candidate,), (top,), (runner_up,) = standings(terms.protocol, [estimation], [selection], [label])
-    return audit_standing(terms, claim, Standing(int(candidate), int(top), int(runner_up), draws), uniform)
+    looks = ((int(top), int(runner_up), draws),) if draws else ()
+    return audit_standing(terms, claim, Standing(int(candidate), looks), uniform)
 
 
 def standings(protocol: str, estimation: ArrayLike, selection: ArrayLike, labels: ArrayLike) -> tuple[Ints, Ints, Ints]:
@@ -136,9 +140,9 @@ def standings(protocol: str, estimation: ArrayLike, selection: ArrayLike, labels
     """
     counts, first = np.array(estimation, dtype=np.int64), np.asarray(selection, dtype=np.int64)
     # The lowest of the classes that share the most votes.
-    if protocol == "label":
+    if protocol in ("label", "anytime_label"):
         candidate = np.asarray(labels, dtype=np.int64)
-    elif protocol == "split":
+    elif protocol in ("split", "anytime", "stages"):
         candidate = np.where(first.sum(axis=1) > 0, first.argmax(axis=1), -1)
     else:
         candidate = counts.argmax(axis=1)
@@ -161,10 +165,12 @@ def audit_standing(terms: Terms, claim: Claim, standing: Standing, uniform: floa
         return [f"not re-derived: no rule for {terms.certificate!r} under {terms.protocol!r}"]
     if terms.interval not in ("clopper_pearson", "randomised"):
         return [f"not re-derived: no rule for interval {terms.interval!r}"]
-    if standing.draws == 0:
+    if not standing.looks:
         return [] if claim == NOTHING else ["certifies an image that has no votes"]
     if not (0 <= claim.p1_lower <= 1 and 0 <= claim.p2_upper <= 1 and 0 <= claim.radius < math.inf):
         return [f"bounds or radius are out of range: {claim.p1_lower!r}, {claim.p2_upper!r}, {claim.radius!r}"]
+    if terms.interval == "randomised" and terms.protocol in _SEQUENTIAL:
+        return [f"intervals are randomised, which protocol {terms.protocol!r} does not bear"]
     if terms.interval == "randomised" and _SHARES[terms.protocol] is not None:
         if uniform is None or not 0 < uniform <= 1:
             return [f"intervals are randomised, and its variate is {uniform!r}"]
@@ -176,8 +182,11 @@ def audit_standing(terms: Terms, claim: Claim, standing: Standing, uniform: floa
     if shares is None:
         found += _exact_bounds(standing, claim)
     else:
-        share = terms.alpha / shares(terms.classes, rule.bounds)
-        found += _bounds(standing.top, standing.runner_up, standing.draws, share, rule.bounds, uniform, p1, p2)
+        share, looks = terms.alpha / shares(terms.classes, rule.bounds), standing.looks
+        if terms.protocol == "stages":
+            share /= max(1, len(set(terms.stages)))
+            looks = tuple(look for look in looks if look[2] in terms.stages)
+        found += _bounds(looks, share, rule.bounds, uniform, p1, p2, terms.protocol in _ANYTIME)
     if claim.prediction is not None and p1 > p2:
         found += _radius(terms.certificate, p1, p2, claim.radius, terms.scale, terms.dimension if rule.linf else 1)
     return found
@@ -191,8 +200,14 @@ _SHARES: dict[str, Callable[[int, int], int] | None] = {
     "paper_two": lambda classes, bounds: bounds,
     "split": lambda classes, bounds: bounds,
     "label": lambda classes, bounds: bounds,
+    "anytime": lambda classes, bounds: bounds,
+    "anytime_label": lambda classes, bounds: bounds,
+    "stages": lambda classes, bounds: bounds,
     "exact": None,
 }
+
+_ANYTIME = {"anytime", "anytime_label"}
+_SEQUENTIAL = {*_ANYTIME, "stages"}
 
 
 def _answer(terms: Terms, claim: Claim, standing: Standing) -> list[str]:
@@ -213,49 +228,78 @@ def _answer(terms: Terms, claim: Claim, standing: Standing) -> list[str]:
 
 @lru_cache(_REMEMBERED)
 def _bounds(
-    top: int, runner_up: int, draws: int, share: float, bounds: int, uniform: float | None, p1: float, p2: float
+    looks: tuple[Look, ...], share: float, bounds: int, uniform: float | None, p1: float, p2: float, anytime: bool
 ) -> tuple[str, ...]:
-    """Complaints about bounds that may err with probability ``share`` each."""
+    """Complaints about bounds that may err with probability ``share`` each, the best of all looks."""
     # A variate below this counts as it, so that luck alone lifts no bound to 1.
     u = 1.0 if uniform is None else min(1.0, max(uniform, share / (1 - share)))
-    beyond = _BOUND_ABSOLUTE * max(1.0, draws / _BOUND_DRAWS)
+    own, others = (", ".join(f"{look[which]} of {look[2]}" for look in looks) + " votes" for which in (0, 1))
+    beyond = _BOUND_ABSOLUTE * max([1.0, *(draws / _BOUND_DRAWS for _, _, draws in looks)])
 
     def at_least(p: float) -> float:
-        """P(X > top) + u P(X = top): how likely so many votes are, were the probability p."""
-        return (1 - u) * float(binom.sf(top, draws, p)) + u * float(binom.sf(top - 1, draws, p))
+        """How likely so many votes of the candidate are, were its probability p, at the look where that is least:
+        P(X > top) + u P(X = top), or one over the evidence against p."""
+        if anytime:
+            return 1 / max([1.0, *(_evidence(top, draws - top, p) for top, _, draws in looks)])
+        tails = ((float(binom.sf(top, n, p)), float(binom.sf(top - 1, n, p))) for top, _, n in looks)
+        return min([1.0, *((1 - u) * more + u * as_many for more, as_many in tails)])
 
     def at_most(p: float) -> float:
-        """P(X < runner_up) + u P(X = runner_up)."""
-        return (1 - u) * float(binom.cdf(runner_up - 1, draws, p)) + u * float(binom.cdf(runner_up, draws, p))
+        """The same of so few votes of any other class: P(X < runner_up) + u P(X = runner_up)."""
+        if anytime:
+            return 1 / max([1.0, *(_evidence(draws - votes, votes, 1 - p) for _, votes, draws in looks)])
+        tails = ((float(binom.cdf(votes - 1, n, p)), float(binom.cdf(votes, n, p))) for _, votes, n in looks)
+        return min([1.0, *((1 - u) * fewer + u * as_many for fewer, as_many in tails)])
 
     found = []
-    if top == 0:
+    if not any(top for top, _, _ in looks):
         found += [] if p1 == 0 else [f"p1_lower is {p1!r} without a vote"]
-    elif not at_least(p1) <= share * (1 + _TAIL):
-        found.append(f"p1_lower {p1!r} is too large for {top} of {draws} votes")
+    elif p1 and not at_least(p1) <= share * (1 + _TAIL):
+        found.append(f"p1_lower {p1!r} is too large for {own}")
     elif not at_least(min(1.0, p1 + p1 * _BOUND + beyond)) >= share * (1 - _TAIL):
-        found.append(f"p1_lower {p1!r} is smaller than {top} of {draws} votes allow")
+        found.append(f"p1_lower {p1!r} is smaller than {own} allow")
 
     rest = 1 - p1
     if bounds == 1 or p2 > rest:
         found += [] if p2 == rest else [f"p2_upper {p2!r} is not what p1_lower {p1!r} leaves"]
         return tuple(found)
     if p2 != rest and not at_most(p2) <= share * (1 + _TAIL):
-        found.append(f"p2_upper {p2!r} is too small for {runner_up} of {draws} votes")
+        found.append(f"p2_upper {p2!r} is too small for {others}")
     elif not at_most(max(0.0, p2 - p2 * _BOUND - beyond)) >= share * (1 - _TAIL):
-        found.append(f"p2_upper {p2!r} is larger than {runner_up} of {draws} votes need")
+        found.append(f"p2_upper {p2!r} is larger than {others} need")
     return tuple(found)
+
+
+_NODES, _NODE_WEIGHTS = np.polynomial.legendre.leggauss(64)
+
+
+def _evidence(successes: int, failures: int, tau: float) -> float:
+    """The evidence against p <= tau, by quadrature: the integral over u from 0 to 1 of ((1 - u (1 - tau)) /
+    tau)^successes u^failures. One over it bounds the probability that votes ever are so many."""
+    if not 0 < tau < 1:
+        return math.inf if tau <= 0 else 1 / (failures + 1)
+    rest = successes * (1 - tau)
+    peak = min(1.0, failures / (rest + failures * (1 - tau))) if failures else 0.0
+    width = 1 / math.sqrt(max(4.0, rest * (1 - tau) + (rest * rest if not peak else failures / peak**2)))
+    ends = sorted({0.0, 1.0, *(min(1.0, max(0.0, peak + step * width)) for step in range(-40, 41))})
+    low, high = np.array(ends[:-1])[:, None], np.array(ends[1:])[:, None]
+    u = (high + low) / 2 + (high - low) / 2 * _NODES
+    with np.errstate(divide="ignore", over="ignore"):
+        log_ratio = successes * np.log1p((1 - u) * ((1 - tau) / tau)) + failures * np.log(u)
+        pieces = np.exp(log_ratio) @ _NODE_WEIGHTS
+    return float((pieces * (high - low)[:, 0] / 2).sum())
 
 
 def _exact_bounds(standing: Standing, claim: Claim) -> list[str]:
     """Complaints about bounds where votes are the probabilities."""
     p1, p2 = claim.p1_lower, claim.p2_upper
-    top, runner_up = (Fraction(votes, standing.draws) for votes in (standing.top, standing.runner_up))
+    ((votes, others, draws),) = standing.looks
+    top, runner_up = Fraction(votes, draws), Fraction(others, draws)
     found = []
     if not top - Fraction(_EXACT) <= Fraction(p1) <= top:
-        found.append(f"p1_lower {p1!r} is not {standing.top} of {standing.draws}, rounded down")
+        found.append(f"p1_lower {p1!r} is not {votes} of {draws}, rounded down")
     if not (runner_up <= Fraction(p2) <= runner_up + Fraction(_EXACT) or p2 == 1 - p1):
-        found.append(f"p2_upper {p2!r} is not {standing.runner_up} of {standing.draws}, rounded up")
+        found.append(f"p2_upper {p2!r} is not {others} of {draws}, rounded up")
     return found
 
 

@@ -23,7 +23,7 @@ from stn_core.looks import Ints, Looks, latest
 
 Floats = NDArray[np.float64]
 
-__all__ = ["AdaptiveDraws", "FixedDraws", "Looks", "Rule", "adaptive_rule", "latest"]
+__all__ = ["AdaptiveDraws", "FixedDraws", "Looks", "Rule", "Together", "adaptive_rule", "latest"]
 
 # How the rule goes on. None of these touches what is certified. They were chosen for few draws and few certificates
 # missed on the probabilities of one network (benchmarks/adaptive.py), among values that differ little; two other
@@ -75,6 +75,20 @@ class FixedDraws:
 
     def more(self, looks: Looks) -> Ints:
         return np.maximum(self.draws - latest(looks, looks.trials), 0)
+
+
+@dataclass(frozen=True)
+class Together:
+    """As many draws as the most demanding of several rules asks for.
+
+    Attributes:
+        rules: one at least.
+    """
+
+    rules: tuple[Rule, ...]
+
+    def more(self, looks: Looks) -> Ints:
+        return np.maximum.reduce([rule.more(looks) for rule in self.rules])
 
 
 def adaptive_rule(

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, SupportsIndex, get_args
+from typing import SupportsIndex, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from stn_core.arithmetic import Precision, arithmetic
 from stn_core.noise import Draws, Noise, Phase, check_identity
 
 Ints = NDArray[np.int64]
 
-Precision = Literal["float32", "bfloat16", "float16"]
-
-_AUTOCAST_DTYPE = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+#: What errors say that are about memory, besides torch.OutOfMemoryError: those of the CPU, cuBLAS, cuDNN, the driver.
+_OUT_OF_MEMORY = ("DefaultCPUAllocator", "ALLOC_FAILED", "out of memory")
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,9 @@ def count_votes(
     arithmetic of a row then does not depend on which images share its call, and counting draws 0-99 equals counting
     0-49 plus 50-99. (Held by the tests for multiples of 16 rows; another batch shape or device may flip near-ties.)
 
+    Where memory does not suffice, the pass that failed is done again with half the rows, and so on down to one, and the
+    rest likewise; a RuntimeWarning says so once. No draw is left out or counted twice, and its noise is the same.
+
     Args:
         model: maps a float32 batch (rows, channels, height, width) of noisy pixels to logits (rows, num_classes);
             normalisation belongs inside it. Run in evaluation mode; its mode is restored.
@@ -72,13 +75,14 @@ def count_votes(
         phase: "selection" and "estimation" draws are independent of each other.
         batch_size: rows per forward pass; None chooses by image size and device.
         device: where to run; None means where the model's parameters are.
-        precision: "bfloat16" and "float16" run the model under autocast. Logits are compared in float32 always.
+        precision: of the forward pass. Logits are compared in float32 always.
 
     Returns:
         The tally of every image.
 
     Raises:
         ValueError: an argument does not fit the description above, or the model's output does not.
+        MemoryError: not even one row fits.
     """
     pixels = _as_pixels(images)
     image_keys = [_integer(key, "keys") for key in keys]
@@ -95,43 +99,69 @@ def count_votes(
     check_identity(_integer(seed, "seed"), image_keys)
 
     place = torch.device(device) if device is not None else _device_of(model)
-    rows_per_call = batch_size or default_batch_size(pixels[0].numel() if len(pixels) else 1, place)
-    votes = torch.zeros(len(pixels) * num_classes, dtype=torch.int64, device=place)
-    invalid, ties = (torch.zeros(len(pixels), dtype=torch.int64, device=place) for _ in range(2))
-    pixels = pixels.to(place)
     layout = _layout_of(model)
-    noisy = torch.zeros((rows_per_call, *pixels.shape[1:]), dtype=torch.float32, device=place)
+    pixels = pixels.to(place)
+    ends = np.cumsum(each)
+    begins, total = ends - each, int(ends[-1]) if len(ends) else 0
+    device_ends = torch.from_numpy(ends).to(place)
+    # Of each image, votes by class, then invalid draws, then ties: one tensor, and so one transfer in the end.
+    counts = torch.zeros((len(pixels), num_classes + 2), dtype=torch.int64, device=place)
 
-    with _Evaluating(model, place), torch.inference_mode(), _autocast(precision, place):
-        for batch in _batches(each, rows_per_call):
-            owner = torch.from_numpy(batch.owner).to(place)
-            used = noisy[: len(owner)]
-            # The batch's images are neighbours.
-            first_image, last_image = batch.parts[0][0], batch.parts[-1][0]
-            noise.perturb(
-                used,
-                pixels[first_image : last_image + 1],
-                owner - first_image,
-                (
-                    Draws(seed, image_keys[image], phase, firsts[image] + first, count)
-                    for image, first, count in batch.parts
-                ),
+    def count_rows(noisy: torch.Tensor, start: int) -> int:
+        """Count as many draws as fit ``noisy``, from the one numbered ``start`` over all images; how many they are."""
+        stop = min(start + len(noisy), total)
+        # Images that begin before the rows' end and end after their beginning. They are neighbours.
+        first, last = int(np.searchsorted(ends, start, side="right")), int(np.searchsorted(begins, stop, side="left"))
+        owner = torch.searchsorted(device_ends, torch.arange(start, stop, device=place), right=True)
+        parts = (
+            Draws(seed, image_keys[image], phase, firsts[image] + skipped, count)
+            for image in range(first, last)
+            if (count := min(ends[image], stop) - begins[image] - (skipped := max(0, start - int(begins[image]))))
+        )
+        noise.perturb(noisy[: stop - start], pixels[first:last], owner - first, parts)
+        logits = model(noisy.contiguous(memory_format=layout))
+        if logits.ndim != 2 or logits.shape != (len(noisy), num_classes):
+            raise ValueError(
+                f"the model must return logits of shape ({len(noisy)}, {num_classes}) = (rows, num_classes), "
+                f"got {tuple(logits.shape)}"
             )
-            logits = model(noisy.contiguous(memory_format=layout))
-            if logits.ndim != 2 or logits.shape != (rows_per_call, num_classes):
-                raise ValueError(
-                    f"the model must return logits of shape ({rows_per_call}, {num_classes}) = (rows, num_classes), "
-                    f"got {tuple(logits.shape)}"
-                )
-            logits = logits[: len(owner)].float()
-            valid = ~logits.isnan().any(dim=1)
-            # Adding zero for invalid rows, rather than leaving them out, spares the device a wait for the host.
-            votes.scatter_add_(0, owner * num_classes + logits.argmax(dim=1), valid.long())
-            invalid.scatter_add_(0, owner, (~valid).long())
-            # NaN equals nothing, so invalid rows have no ties.
-            tied = (logits == logits.amax(dim=1, keepdim=True)).sum(dim=1) > 1
-            ties.scatter_add_(0, owner, tied.long())
-    return Tally(*(counts.cpu().numpy() for counts in (votes.view(len(pixels), num_classes), invalid, ties)))
+        logits = logits[: stop - start].float()
+        # The first of several largest, and NaN where a row holds one, which equals nothing: no logit is the largest.
+        largest, winner = logits.max(dim=1, keepdim=True)
+        sharing = (logits == largest).sum(dim=1)
+        column = torch.where(sharing > 0, winner.squeeze(1), num_classes)
+        row_of_counts = owner * (num_classes + 2)
+        where = torch.cat([row_of_counts + column, row_of_counts + (num_classes + 1)])
+        what = torch.cat([torch.ones_like(sharing), (sharing > 1).long()])
+        # One step, the last: an error leaves all of the rows counted or none.
+        counts.view(-1).scatter_add_(0, where, what)
+        return stop - start
+
+    asked = rows = batch_size or default_batch_size(pixels[0].numel() if len(pixels) else 1, place)
+    noisy: torch.Tensor | None = None
+    done = 0
+    with _Evaluating(model, place), torch.inference_mode(), arithmetic(precision, place):
+        while done < total:
+            try:
+                if noisy is None:
+                    noisy = torch.zeros((rows, *pixels.shape[1:]), dtype=torch.float32, device=place)
+                done += count_rows(noisy, done)
+                continue
+            except (RuntimeError, MemoryError) as error:
+                if not _of_memory(error):
+                    raise
+                if rows == 1:
+                    raise MemoryError(
+                        f"the memory of {place} does not suffice for one noisy image at a time"
+                    ) from error
+            # Out here the error is gone, and with it what its traceback held in memory.
+            noisy, rows = None, rows // 2
+            if place.type == "cuda":
+                torch.cuda.empty_cache()
+    if rows < asked:
+        warnings.warn(f"out of memory with {asked} noisy images at a time: went on with {rows}", RuntimeWarning, 2)
+    table = counts.cpu().numpy()
+    return Tally(*(np.ascontiguousarray(part) for part in (table[:, :-2], table[:, -2], table[:, -1])))
 
 
 def default_batch_size(pixels_per_image: int, device: torch.device) -> int:
@@ -187,43 +217,15 @@ def _layout_of(model: nn.Module) -> torch.memory_format:
     return torch.contiguous_format
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """The rows of one forward pass: draws of one image after another.
-
-    Attributes:
-        parts: (image, first draw, number of consecutive draws) each.
-        owner: each row's image, int64 (rows,).
-    """
-
-    parts: list[tuple[int, int, int]]
-    owner: np.ndarray
-
-
-def _batches(draws: Ints, size: int) -> Iterator[_Batch]:
-    """All (image, draw) pairs, image by image, ``size`` at a time. ``draws`` are each image's."""
-    ends = np.cumsum(draws)
-    begins = ends - draws
-    for start in range(0, int(ends[-1]) if len(ends) else 0, size):
-        stop = min(start + size, int(ends[-1]))
-        # Images that begin before the batch's end and end after its beginning; those without draws do neither.
-        inside = np.flatnonzero((begins < stop) & (ends > start) & (draws > 0))
-        first, last = np.maximum(begins[inside], start), np.minimum(ends[inside], stop)
-        parts = list(zip(inside.tolist(), (first - begins[inside]).tolist(), (last - first).tolist(), strict=True))
-        yield _Batch(parts, np.repeat(inside, last - first))
-
-
 def _device_of(model: nn.Module) -> torch.device:
     parameter = next(model.parameters(), None)
     return torch.device("cpu") if parameter is None else parameter.device
 
 
-def _autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
-    if precision == "float32":
-        return nullcontext()
-    if precision not in _AUTOCAST_DTYPE:
-        raise ValueError(f"precision must be float32, bfloat16 or float16, got {precision!r}")
-    return torch.autocast(device.type, dtype=_AUTOCAST_DTYPE[precision])
+def _of_memory(error: Exception) -> bool:
+    """Whether it says that memory does not suffice."""
+    told = any(words in str(error) for words in _OUT_OF_MEMORY)
+    return told or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
 class _Evaluating:

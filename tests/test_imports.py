@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,6 +91,74 @@ def test_stn_core_is_mathematics_and_torch_alone(name: str) -> None:
     assert importers("stn_core", name) == set()
 
 
+#: Run in a process of its own: what is no part of Python and not needed by the packages named cannot be imported.
+ALONE = """
+import re, sys
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+
+def normal(name):
+    return re.sub("[-_.]+", "-", name).lower()
+
+here, waiting = {"stn"}, sys.argv[1].split(",")
+while waiting:
+    name = normal(waiting.pop())
+    if name not in here:
+        here.add(name)
+        try:
+            needs = requires(name) or []
+        except PackageNotFoundError:
+            continue
+        waiting += [re.match("[A-Za-z0-9._-]+", need)[0] for need in needs if "extra ==" not in need]
+
+owners = packages_distributions()
+blocked = {module for module in owners if not here & set(map(normal, owners[module]))}
+assert {"pyarrow", "pydantic", "ray", "rich", "yaml"} <= blocked
+
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
+    def find_spec(self, name, path=None, target=None):
+        return None if name.partition(".")[0] in blocked else self.finder.find_spec(name, path, target)
+
+sys.meta_path[:] = map(Without, sys.meta_path)
+import numpy as np
+import stn_core
+from stn_core.models import build_network, folded
+
+images = np.random.default_rng(0).integers(0, 256, (2, 1, 28, 28), dtype=np.uint8)
+network = folded(build_network(sys.argv[2], 10)) if sys.argv[2] == "mnist_small" else build_network(sys.argv[2], 10)
+images = images if sys.argv[2] == "mnist_small" else np.repeat(images, 3, axis=1)
+for noise in (stn_core.Gaussian(0.5), stn_core.DiscreteGaussian(0.5)):
+    tally = stn_core.count_votes(network, images, noise=noise, draws=20, num_classes=10, seed=0, keys=[0, 1])
+    assert (tally.votes.sum(axis=1) == 20).all()
+result = stn_core.certify(
+    tally.votes, noise=noise, certificate="renyi", protocol="paper", alpha=0.05, draws=np.full(2, 20)
+)
+assert not {"pyarrow", "pydantic", "ray", "workers", "orchestrator"} & set(sys.modules)
+print("counted and certified", len(result.radius))
+"""
+
+
+@pytest.mark.parametrize(
+    ("packages", "network"),
+    [("numpy,scipy,torch", "mnist_small"), ("numpy,scipy,torch,torchvision", "resnet18")],
+    ids=["without torchvision", "with its networks"],
+)
+def test_stn_core_counts_and_certifies_with_nothing_else_installed(packages: str, network: str) -> None:
+    """numpy, scipy, torch and what these need themselves: so that the hot loop can be tried wherever they are."""
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, packages, network],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "counted and certified 2\n"
+
+
 def test_stn_core_reads_no_environment() -> None:
     assert importers("stn_core", "os") == set()
 
@@ -96,8 +167,8 @@ def test_workers_do_not_know_the_orchestrator() -> None:
     assert importers("workers", "orchestrator") == set()
 
 
-def test_one_module_of_the_workers_and_one_folder_of_the_orchestrator_import_ray() -> None:
-    assert importers("workers", "ray") == {"workers/ray_entry.py"}
+def test_two_modules_of_the_workers_and_one_folder_of_the_orchestrator_import_ray() -> None:
+    assert importers("workers", "ray") == {"workers/ray_entry.py", "workers/ray_training.py"}
     assert {Path(path).parent.as_posix() for path in importers("orchestrator", "ray")} == {"orchestrator/on_ray"}
 
 

@@ -1,7 +1,8 @@
-"""A shard's votes as they stand: its commit, and what retries have added since.
+"""A shard's votes as they stand: its commit, what retries have added since, and later rounds of draws.
 
-The commit never changes. An image that could not be counted has a row with ``error`` in it; a retry that could count it
-is an object of its own, and the first retry in order that holds the image stands for it.
+A commit never changes. An image that could not be counted has a row with ``error`` in it; a retry that could count it
+is an object of its own, and the first retry in order that holds the image stands for it. A later round is an object
+too, with a row for each image whose votes until then left something open.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from workers import counts_table, layout
-from workers.store import Store
+from workers.store import ObjectMissing, Store
 
 
 class DamagedVotes(Exception):
@@ -36,12 +37,14 @@ class Committed:
     """A shard's rows.
 
     Attributes:
-        table: by ``counts_table.SCHEMA``, one row per image of the shard, in index order.
-        provenance: of the shard's commit and of each retry, by key.
+        table: of the first round, by ``counts_table.SCHEMA``, one row per image of the shard, in index order.
+        provenance: of every object, by key.
+        later: of each later round, in order, some of the images.
     """
 
     table: pa.Table
     provenance: dict[str, dict[str, Any]]
+    later: tuple[pa.Table, ...] = ()
 
     @property
     def failed(self) -> list[int]:
@@ -49,8 +52,13 @@ class Committed:
         return self.table.filter(pc.is_valid(self.table["error"]))["index"].to_pylist()
 
 
-def read_committed(store: Store, shard: int) -> Committed:
+def read_committed(store: Store, shard: int, *, later: bool = False) -> Committed:
     """A shard's rows as they stand. Retries are looked for only where an image had failed.
+
+    Args:
+        store: the run.
+        shard: which.
+        later: whether to look for later rounds.
 
     Raises:
         ObjectMissing: the shard is not committed.
@@ -59,12 +67,17 @@ def read_committed(store: Store, shard: int) -> Committed:
     key = layout.counts(shard)
     table, provenance = _decode(store, key)
     found = Committed(table, {key: provenance})
-    if not found.failed:
-        return found
-    for stored in store.list(layout.retries(shard)):
+    for stored in store.list(layout.retries(shard)) if found.failed else ():
         if layout.retry_of(stored.key) is not None and found.failed:
             table, provenance = _decode(store, stored.key)
             found = Committed(_with(found, table), {**found.provenance, stored.key: provenance})
+    while later:
+        key = layout.counts(shard, len(found.later) + 1)
+        try:
+            table, provenance = _decode(store, key)
+        except ObjectMissing:
+            break
+        found = Committed(found.table, {**found.provenance, key: provenance}, (*found.later, table))
     return found
 
 

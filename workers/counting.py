@@ -13,28 +13,34 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from stn_core.arithmetic import Precision
+from stn_core.looks import Ints
 from stn_core.models import (
     EXPORTED,
     UNCHANGED,
+    Compiled,
     Constants,
     Normalized,
     build_network,
     build_pretrained,
     constants_of,
     declared,
+    folded,
     load_weights,
     read_checkpoint,
     read_program,
 )
 from stn_core.naming import one_line
 from stn_core.noise import Phase
-from stn_core.votes import Precision, Tally, count_votes
+from stn_core.stopping import Rule
+from stn_core.votes import Tally, count_votes
 from workers import counts_table
 from workers.ahead import ahead
 from workers.files import read_file
 from workers.hub import fetched
 from workers.images import ImageSet, Pixels, UnreadableImage
-from workers.settings import Dataset, Model, Noise, Normalization, Sampling, StoreSettings
+from workers.rounds import Ask
+from workers.settings import Dataset, Model, Noise, Normalization, StoreSettings
 from workers.store import S3Options, StoreError
 
 
@@ -44,13 +50,19 @@ class CountJob:
 
     Attributes:
         store: where the run is.
-        dataset, model, noise, sampling: as in the spec.
+        dataset, model, noise: as in the spec.
+        seed: of all noise.
+        selection_draws: of each image, in the first round.
+        rule: how many estimation draws an image's votes ask for.
+        protocol: which class of an image the rule looks at.
+        sequential: whether there may be more than one round of draws.
         num_classes: classes the model votes among.
         image_shape: (channels, height, width) every image must have, pixels.
         indices: the data set's indices that the run covers.
         shard_size: images per shard; the last may hold fewer.
         batch_size: rows per forward pass; None chooses.
         precision: arithmetic of the forward pass.
+        compile: whether the network goes through torch.compile.
         device: "cpu" or "cuda".
         threads: CPU threads of one worker.
         plan_sha256: digest of the run's plan as the driver reads it.
@@ -65,13 +77,18 @@ class CountJob:
     dataset: Dataset
     model: Model
     noise: Noise
-    sampling: Sampling
+    seed: int
+    selection_draws: int
+    rule: Rule
+    protocol: str
+    sequential: bool
     num_classes: int
     image_shape: tuple[int, int, int]
     indices: Sequence[int]
     shard_size: int
     batch_size: int | None
     precision: Precision
+    compile: bool
     device: Literal["cpu", "cuda"]
     threads: int
     plan_sha256: str
@@ -108,12 +125,32 @@ def load_model(model: Model, num_classes: int, options: S3Options | None = None)
         network = build_pretrained(model.name, model.weights, path)
     else:
         network, constants = _built(model, num_classes, options)
-    if ":" not in model.name and model.name != EXPORTED:
+    if _is_known(model):
         # Faster on every device. The user's own networks keep their layout: one that calls `view` could not bear it.
         network = network.to(memory_format=torch.channels_last)
     if model.normalization is not None:
         constants = model.normalization.mean, model.normalization.std
     return Normalized(network, *constants)
+
+
+def prepared(model: Normalized, settings: Model, *, compile: bool, device: torch.device) -> nn.Module:
+    """A loaded model as it counts: as fast as its logits can be had, but for rounding.
+
+    Args:
+        model: of ``load_model``; its digest is taken before.
+        settings: what it was loaded by.
+        compile: whether it goes through torch.compile.
+        device: where it is to count.
+    """
+    # Following the user's own code with symbols for tensors may miss what it decides by them.
+    network = folded(model.network) if _is_known(settings) else model.network
+    ready = Normalized(network, *model.constants).to(device)
+    return Compiled(ready) if compile else ready
+
+
+def _is_known(model: Model) -> bool:
+    """Whether the network is one of those by name, rather than the user's own."""
+    return ":" not in model.name and model.name != EXPORTED
 
 
 def _exported(checkpoint: Path | str | None, options: S3Options | None) -> nn.Module:
@@ -175,6 +212,21 @@ class Shard:
     pixels: Sequence[Pixels]
 
 
+def part_of(shard: Shard, indices: Ints) -> Shard:
+    """Some of a shard's images, by their number in the data set, ascending."""
+    places = np.searchsorted(np.array(shard.indices), indices)
+    pixels = iter(shard.pixels)
+    held = [next(pixels) if error is None else None for error in shard.errors]
+    chosen = [held[place] for place in places]
+    return Shard(
+        indices=indices.tolist(),
+        keys=shard.keys[places],
+        labels=shard.labels[places],
+        errors=[shard.errors[place] for place in places],
+        pixels=[one for one in chosen if one is not None],
+    )
+
+
 def read_images(job: CountJob, indices: Sequence[int], images: ImageSet) -> Shard:
     """These images of the data set, in their order, several at a time.
 
@@ -197,24 +249,36 @@ def read_images(job: CountJob, indices: Sequence[int], images: ImageSet) -> Shar
     )
 
 
-def count_images(job: CountJob, shard: Shard, model: nn.Module, device: torch.device) -> pa.Table:
-    """Rows of a shard's images, in their order. One that could not be read gets a row with ``error`` and no draws."""
+def count_images(job: CountJob, shard: Shard, ask: Ask, model: nn.Module, device: torch.device) -> pa.Table:
+    """Rows of a shard's images, in their order. One that could not be read gets a row with ``error`` and no draws.
+
+    Args:
+        job: what is counted.
+        shard: the images that ``ask`` names.
+        ask: which draws of each.
+        model: with its normalisation, on ``device``.
+        device: where to count.
+    """
     indices, keys, errors, pixels = shard.indices, shard.keys, shard.errors, shard.pixels
     counted = np.array([error is None for error in errors], dtype=bool)
-    sampling = job.sampling
 
     tallies: dict[Phase, Tally] = {}
-    phases: dict[Phase, int] = {"selection": sampling.selection_draws, "estimation": sampling.draws}
-    for phase, draws in phases.items():
+    nothing = np.zeros_like(ask.draws)
+    phases: dict[Phase, tuple[Ints, Ints]] = {
+        "selection": (nothing, nothing + ask.selection_draws),
+        "estimation": (ask.first_draw, ask.draws),
+    }
+    for phase, (first_draw, draws) in phases.items():
         whole = Tally(np.zeros((len(indices), job.num_classes), np.int64), *np.zeros((2, len(indices)), np.int64))
-        if pixels and draws:
+        if pixels and draws.any():
             tally = count_votes(
                 model,
                 np.stack(pixels),
                 noise=job.noise.build(),
-                draws=draws,
+                draws=draws[counted],
+                first_draw=first_draw[counted],
                 num_classes=job.num_classes,
-                seed=sampling.seed,
+                seed=job.seed,
                 keys=keys[counted],
                 phase=phase,
                 batch_size=job.batch_size,
@@ -224,8 +288,6 @@ def count_images(job: CountJob, shard: Shard, model: nn.Module, device: torch.de
             whole.votes[counted], whole.invalid[counted], whole.ties[counted] = tally.votes, tally.invalid, tally.ties
         tallies[phase] = whole
     selection, estimation = tallies["selection"], tallies["estimation"]
-    selection_draws = counted * np.int64(sampling.selection_draws)
-    draws_done = counted * np.int64(sampling.draws)
     return pa.table(
         {
             "index": np.array(indices, dtype=np.int64),
@@ -233,8 +295,8 @@ def count_images(job: CountJob, shard: Shard, model: nn.Module, device: torch.de
             "label": shard.labels,
             "selection": counts_table.sparse(selection.votes),
             "estimation": counts_table.sparse(estimation.votes),
-            "selection_draws": selection_draws,
-            "draws": draws_done,
+            "selection_draws": counted * np.int64(ask.selection_draws),
+            "draws": counted * ask.draws,
             "selection_invalid": selection.invalid,
             "invalid": estimation.invalid,
             "selection_ties": selection.ties,

@@ -2,7 +2,9 @@
 
 RUN/plan.json                               what the run is
 RUN/index.parquet                           which image is what and where, of a data set of encoded images
+RUN/goal.json                               what the votes are to decide, where that has changed since plan.json
 RUN/counts/round=0/shard-000042.parquet     votes, one object per shard: its own commit
+RUN/counts/round=1/shard-000042.parquet     further votes of those of its images that needed more
 RUN/counts/round=0/shard-000042.retry-000001.parquet   votes of images of that shard that had failed before
 RUN/failed/shard-000042.json                why a shard was given up in the last attempt
 RUN/certificates.parquet, curves.parquet    views of a complete run's votes
@@ -21,6 +23,7 @@ import re
 import uuid
 
 PLAN = "plan.json"
+GOAL = "goal.json"
 INDEX = "index.parquet"
 COUNTS = "counts/"
 FAILED = "failed/"
@@ -38,22 +41,31 @@ TABLE_1 = "table1.csv"
 LINEAR_PROGRAM = "linear_program.parquet"
 
 _SHARD = re.compile(r"counts/round=0/shard-(\d{6,})\.parquet")
+_ROUND = re.compile(r"counts/round=(\d+)/shard-(\d{6,})\.parquet")
 _RETRY = re.compile(r"counts/round=0/shard-(\d{6,})\.retry-(\d{6,})\.parquet")
 _FAILED = re.compile(r"failed/shard-(\d{6,})\.json")
 _DRIVER = re.compile(r"drivers/[^/]+\.json")
 _PROBE = re.compile(r"\.probe/[0-9a-f]{32}")
 
 
-def counts(shard: int) -> str:
-    """Key of a shard's votes."""
-    return f"{COUNTS}round=0/shard-{shard:06d}.parquet"
+def counts(shard: int, round: int = 0) -> str:
+    """Key of a shard's votes of one round of draws."""
+    return f"{COUNTS}round={round}/shard-{shard:06d}.parquet"
 
 
 def shard_of(key: str) -> int | None:
-    """The shard whose votes lie under ``key``; None for any other key."""
+    """The shard whose first votes lie under ``key``; None for any other key."""
     match = _SHARD.fullmatch(key)
     # One key per shard: 0000042 is not another name of 000042.
     return int(match[1]) if match and counts(int(match[1])) == key else None
+
+
+def later_round(key: str) -> tuple[int, int] | None:
+    """The shard and round, from 1, whose votes lie under ``key``; None for any other key."""
+    match = _ROUND.fullmatch(key)
+    if match is None or int(match[1]) == 0 or counts(int(match[2]), int(match[1])) != key:
+        return None
+    return int(match[2]), int(match[1])
 
 
 def retries(shard: int) -> str:
@@ -104,5 +116,6 @@ def is_probe(key: str) -> bool:
 
 
 def may_hold_votes(key: str) -> bool:
-    """Whether an object is the plan or lies among the votes, whatever its name there: never to be deleted."""
-    return key == PLAN or key.startswith(COUNTS)
+    """Whether an object is the plan, what became of it, or lies among the votes, whatever its name there: never to be
+    deleted."""
+    return key in (PLAN, GOAL) or key.startswith(COUNTS)

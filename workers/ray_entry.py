@@ -1,34 +1,29 @@
-"""What Ray runs on a node: the counting actor and the training worker. The only module in workers that imports ray."""
+"""What Ray runs on a node to count: the actor. This module and `ray_training` alone in workers import ray."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import sys
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-import ray.train
-import ray.train.torch
 import ray.util.metrics
-import ray.util.queue
 import torch
-from torch import nn
 
 from stn_core.models import Normalized, weights_sha256
+from stn_core.votes import count_votes
 from workers import counts_table, layout, retries
-from workers.committed import read_committed
-from workers.counting import CountJob, count_images, load_model, read_images
+from workers.committed import Committed, read_committed
+from workers.counting import CountJob, Shard, count_images, load_model, part_of, prepared, read_images
 from workers.images import ImageSet, Index, UnreadableImage, indexed, open_dataset
+from workers.imports import importable
+from workers.rounds import Ask, first_round, next_round
 from workers.settings import Encoded
 from workers.store import ObjectMissing
-from workers.training import STATE, Epoch, TrainJob, train
 from workers.versions import check_pinned
 
 
@@ -67,10 +62,8 @@ class CountingActor:
 
     def __init__(self, job: CountJob) -> None:
         check_pinned()
-        _add_import_paths(job.import_paths)
+        importable(job.import_paths)
         torch.set_num_threads(job.threads)
-        # Recorded as float32, so not to be TensorFloat-32 on the quiet.
-        torch.backends.cudnn.allow_tf32 = False
         self._job = job
         self._counting, self._committing = threading.Lock(), threading.Lock()
         self._stopped = False
@@ -79,7 +72,21 @@ class CountingActor:
         self._images = self._open_images()
         model = load_model(job.model, job.num_classes, job.store.options)
         self._check(model)
-        self._model = model.to(self._device)
+        self._model = prepared(model, job.model, compile=job.compile, device=self._device)
+        if job.compile:
+            # Here rather than in the first shard: it takes its time, and may fail.
+            count_votes(
+                self._model,
+                np.zeros((1, *job.image_shape), np.uint8),
+                noise=job.noise.build(),
+                draws=1,
+                num_classes=job.num_classes,
+                seed=0,
+                keys=[0],
+                batch_size=job.batch_size,
+                device=self._device,
+                precision=job.precision,
+            )
         self._s3_retries = ray.util.metrics.Counter(retries.METRIC, retries.MEANING, tag_keys=("run",))
         self._s3_retries.set_default_tags({"run": job.store.run})
 
@@ -119,24 +126,31 @@ class CountingActor:
         """Returns once the actor is up; a failure to start surfaces here."""
 
     def count(self, shard: int) -> Receipt:
-        """Count a shard and commit its votes, unless another worker has."""
-        indices = self._job.shard_indices(shard)
-        key = layout.counts(shard)
-        if self._store.exists(key):
-            return Receipt(shard, len(indices), 0, 0, first=False)
-        table = self._votes(indices)
-        return self._receipt(shard, table, self._commit(key, shard, table))
+        """Count what a shard's votes leave open, round by round, and commit each round, unless another worker has."""
+        if not self._job.sequential:
+            indices = self._job.shard_indices(shard)
+            if self._store.exists(layout.counts(shard)):
+                return Receipt(shard, len(indices), 0, 0, first=False)
+            return self._go_on(shard, None)
+        try:
+            committed = read_committed(self._store, shard, later=True)
+        except ObjectMissing:
+            committed = None
+        return self._go_on(shard, committed)
 
     def retry(self, shard: int) -> Receipt:
         """Count a shard's images that could not be counted before, and commit what votes there are now.
 
-        A shard that was given up as a whole is counted as any other.
+        A shard that was given up, as a whole or in a later round, is counted as any other.
         """
         try:
             committed = read_committed(self._store, shard)
         except ObjectMissing:
             return self.count(shard)
-        table = self._votes(committed.failed)
+        if not committed.failed:
+            return self.count(shard)
+        ask = first_round(committed.failed, self._job.rule, self._job.selection_draws)
+        table = self._votes(read_images(self._job, committed.failed, self._images), ask)
         usable = table.filter(pc.is_null(table["error"]))
         number = 1
         while len(usable) and not self._commit(layout.retry(shard, number), shard, usable):
@@ -144,7 +158,42 @@ class CountingActor:
             left = pa.array(read_committed(self._store, shard).failed, pa.int64())
             usable = usable.filter(pc.is_in(usable["index"], left))
             number += 1
-        return self._receipt(shard, table, first=True)
+        failed, passes = len(table) - table["error"].null_count, _passes(table)
+        if self._job.sequential:
+            passes += self._go_on(shard, read_committed(self._store, shard, later=True)).passes
+        return Receipt(shard, len(table), failed, passes, first=True)
+
+    def _go_on(self, shard: int, committed: Committed | None) -> Receipt:
+        """Count and commit round after round, from what is committed, until nothing is asked for."""
+        images: Shard | None = None
+        passes, first = 0, False
+        while (ask := self._asked(shard, committed)) is not None:
+            if images is None or not np.isin(ask.indices, images.indices).all():
+                images = read_images(self._job, ask.indices.tolist(), self._images)
+            images = part_of(images, ask.indices)
+            number = 0 if committed is None else len(committed.later) + 1
+            if number and (lost := [text for text in images.errors if text is not None]):
+                raise WrongInputs(f"an image of round {number - 1} cannot be read any more: {lost[0]}")
+            table = self._votes(images, ask)
+            passes += _passes(table)
+            mine = self._commit(layout.counts(shard, number), shard, table)
+            first = first or mine
+            if not mine and self._job.sequential:  # what follows is decided by the votes that are there
+                committed = read_committed(self._store, shard, later=True)
+            elif committed is None:
+                committed = Committed(table, {})
+            else:
+                committed = dataclasses.replace(committed, later=(*committed.later, table))
+        assert committed is not None, "a first round has draws"
+        return Receipt(shard, len(committed.table), len(committed.failed), passes, first)
+
+    def _asked(self, shard: int, committed: Committed | None) -> Ask | None:
+        job = self._job
+        if committed is None:
+            return first_round(job.shard_indices(shard), job.rule, job.selection_draws)
+        if not job.sequential:
+            return None
+        return next_round(committed.table, committed.later, job.rule, job.protocol, job.num_classes)
 
     @ray.method(concurrency_group="control")
     def stop(self) -> None:
@@ -152,11 +201,10 @@ class CountingActor:
         with self._committing:
             self._stopped = True
 
-    def _votes(self, indices: Sequence[int]) -> pa.Table:
-        shard = read_images(self._job, indices, self._images)
+    def _votes(self, images: Shard, ask: Ask) -> pa.Table:
         with self._counting:
             torch.set_num_threads(self._job.threads)  # holds for the calling thread alone
-            return count_images(self._job, shard, self._model, self._device)
+            return count_images(self._job, images, ask, self._model, self._device)
 
     def _commit(self, key: str, shard: int, table: pa.Table) -> bool:
         provenance = {**self._job.provenance, "shard": shard, "device": _device_name(self._device)}
@@ -169,62 +217,10 @@ class CountingActor:
             self._s3_retries.inc(repeated)
         return first
 
-    def _receipt(self, shard: int, table: pa.Table, first: bool) -> Receipt:
-        draws = sum(table["draws"].to_pylist()) + sum(table["selection_draws"].to_pylist())
-        return Receipt(shard, table.num_rows, table.num_rows - table["error"].null_count, draws, first)
 
-
-def train_loop(config: dict[str, Any]) -> None:
-    """Ray Train's entry: the training loop under its session."""
-    check_pinned()
-    job: TrainJob = config["job"]
-    _add_import_paths(job.import_paths)
-    torch.set_num_threads(job.threads)
-    train(job, _RaySession(config["epochs"]))
-
-
-class _RaySession:
-    """``workers.training.Session`` by Ray Train."""
-
-    def __init__(self, epochs: ray.util.queue.Queue) -> None:
-        self._epochs = epochs
-        context = ray.train.get_context()
-        self.rank: int = context.get_world_rank()
-        self.world_size: int = context.get_world_size()
-        self.device: torch.device = ray.train.torch.get_device()
-
-    def prepare(self, model: nn.Module) -> nn.Module:
-        prepared: nn.Module = ray.train.torch.prepare_model(model)
-        return prepared
-
-    def restored(self) -> bytes | None:
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            return None
-        with checkpoint.as_directory() as folder:
-            return (Path(folder) / STATE).read_bytes()
-
-    def report(self, epochs: Sequence[Epoch], checkpoint: Path | None) -> None:
-        kept = None if checkpoint is None else ray.train.Checkpoint.from_directory(str(checkpoint))
-        ray.train.report(dataclasses.asdict(epochs[-1]), checkpoint=kept)
-        if self.rank == 0:
-            self._epochs.put(tuple(epochs))
-
-    def save(self, checkpoint: Path | None) -> None:
-        ray.train.report({}, checkpoint=None if checkpoint is None else ray.train.Checkpoint.from_directory(checkpoint))
-        if self.rank == 0:
-            self._epochs.put(())
-
-    def first_says(self, word: bool) -> bool:
-        if self.world_size == 1:
-            return word
-        said = torch.tensor(int(word), device=self.device)
-        torch.distributed.broadcast(said, src=0)
-        return bool(said)
-
-
-def _add_import_paths(paths: Sequence[str]) -> None:
-    sys.path.extend(path for path in paths if path not in sys.path)
+def _passes(table: pa.Table) -> int:
+    draws: int = pc.sum(table["draws"]).as_py() + pc.sum(table["selection_draws"]).as_py()
+    return draws
 
 
 def _device_name(device: torch.device) -> str:

@@ -284,9 +284,27 @@ Noise = Annotated[
 class Sampling(Section):
     """How many noisy copies of each image vote."""
 
-    draws: PositiveInt = Field(le=MOST_TRIALS, description="estimation draws, n")
-    selection_draws: int = Field(0, ge=0, description="selection draws, n0; protocol 'split' needs some")
+    mode: Literal["fixed", "adaptive"] = Field(
+        "fixed", description="adaptive: an image stops as soon as its votes decide; needs protocol anytime or stages"
+    )
+    draws: PositiveInt = Field(le=MOST_TRIALS, description="estimation draws, n; adaptive: at most")
+    selection_draws: int = Field(0, ge=0, description="selection draws, n0; protocols split and anytime need some")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of all noise")
+    tolerance: _Scale | None = Field(
+        None, description="adaptive: stop where the radius is known this well; default: by the spec's radii"
+    )
+    stages: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] | None = Field(
+        None, description="numbers of draws after which protocol stages looks, declared beforehand; the last is draws"
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Sampling:
+        if self.mode == "fixed" and (self.tolerance is not None or self.stages is not None):
+            key = "stages" if self.tolerance is None else "tolerance"
+            raise ValueError(f"{key} belongs to mode adaptive: set it, or remove {key}")
+        if self.stages is not None and (list(self.stages) != sorted(set(self.stages)) or self.stages[-1] != self.draws):
+            raise ValueError(f"stages must increase and end with draws, {self.draws}, got {list(self.stages)}")
+        return self
 
 
 class StoreSettings(Section):

@@ -222,17 +222,30 @@ class LocalStore:
             return path.is_file()
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
-        folder = self._root / checked_prefix(prefix).rpartition("/")[0]
-        found = []
-        with _told("list", folder):
-            paths = [*below(folder)]
-        for path in paths:
-            key = path.relative_to(self._root).as_posix()
-            if key.startswith(prefix) and not key.startswith(f"{_ASIDE}/") and is_key(key):
-                size_and_time = _regular(path)
+        within = checked_prefix(prefix).rpartition("/")[0]
+        with _told("list", self._root / within):
+            yield from self._below(f"{within}/" if within else "", prefix)
+
+    def _below(self, place: str, prefix: str) -> Iterator[StoredObject]:
+        """``list`` in one folder, whose keys begin with ``place``. Raises OSError. A run may have a million objects: of
+        those not yielded yet, names are held and nothing else."""
+        try:
+            with os.scandir(self._root / place) as entries:
+                # A folder's keys go on with a slash, and have their place in key order by it.
+                names = sorted(
+                    f"{entry.name}/" if entry.is_dir(follow_symlinks=False) else entry.name for entry in entries
+                )
+        except (FileNotFoundError, NotADirectoryError):  # it may be removed meanwhile
+            return
+        for name in names:
+            key = place + name
+            if name.endswith("/"):
+                if key.startswith(prefix) or prefix.startswith(key):
+                    yield from self._below(key, prefix)
+            elif key.startswith(prefix) and not key.startswith(f"{_ASIDE}/") and is_key(key):
+                size_and_time = _regular(f"{self._root}/{key}")
                 if size_and_time is not None:
-                    found.append(StoredObject(key, *size_and_time))
-        yield from sorted(found, key=lambda stored: stored.key)
+                    yield StoredObject(key, *size_and_time)
 
     def delete(self, key: str) -> None:
         path = self._path(key)
@@ -248,7 +261,7 @@ class LocalStore:
 
     def probe(self) -> None:
         # A run that is not there yet shall not be there afterwards.
-        new = [folder for folder in (self._root, *self._root.parents) if not os.path.exists(folder)]
+        new = [at for at in (self._root / _ASIDE, self._root, *self._root.parents) if not os.path.exists(at)]
         content = uuid.uuid4().bytes
         try:
             with self._aside(io.BytesIO(content)) as aside:
@@ -286,8 +299,7 @@ class LocalStore:
     @contextlib.contextmanager
     def _aside(self, content: BinaryIO) -> Iterator[Path]:
         """The content in a file of its own, on disk, for the block. A crash leaves it behind, outside every listing."""
-        folder = self._root / _ASIDE
-        path = folder / uuid.uuid4().hex
+        path = self._root / _ASIDE / uuid.uuid4().hex
         try:
             with _created(path) as file:
                 shutil.copyfileobj(content, file)
@@ -297,18 +309,19 @@ class LocalStore:
         except OSError as error:
             raise StoreError(f"cannot write under {self.uri}: {error.strerror}") from error
         finally:
+            # The empty folder stays: to make and remove it takes longer than all else about a small object.
             with contextlib.suppress(OSError):
                 path.unlink()
-            with contextlib.suppress(OSError):
-                folder.rmdir()  # unless another object is being written
 
     @contextlib.contextmanager
     def _place_for(self, key: str) -> Iterator[Path]:
         """The key's path, its folder made; what the block puts there is durable afterwards."""
         target = self._path(key)
         try:
-            new = [folder for folder in target.parents if not folder.exists()]
-            target.parent.mkdir(parents=True, exist_ok=True)
+            new = []
+            if not target.parent.is_dir():
+                new = [folder for folder in target.parents if not folder.exists()]
+                target.parent.mkdir(parents=True, exist_ok=True)
             yield target
             for folder in (target.parent, *(folder.parent for folder in new)):
                 _fsync_folder(folder)
@@ -336,10 +349,10 @@ def _told(doing: str, path: Path) -> Iterator[None]:
         raise StoreError(f"cannot {doing} {error.filename or path}: {error.strerror}") from error
 
 
-def _regular(path: Path) -> tuple[int, float] | None:
+def _regular(path: Path | str) -> tuple[int, float] | None:
     """A file's size and time; None for anything else, and where it was removed meanwhile."""
     try:
-        status = path.stat()
+        status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -348,13 +361,13 @@ def _regular(path: Path) -> tuple[int, float] | None:
 
 
 def _created(path: Path) -> BinaryIO:
-    """A new file, opened for writing, its folder made. Another writer may remove the empty folder in between."""
+    """A new file, opened for writing, its folder made. `stn gc` may remove the empty folder in between."""
     for _ in range(100):
-        # mkdir says "exists" of a folder that is gone when it looks again.
-        with contextlib.suppress(FileNotFoundError, FileExistsError):
-            path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
             return path.open("xb")
-    path.parent.mkdir(parents=True, exist_ok=True)
+        # mkdir says "exists" of a folder that is gone when it looks again.
+        with contextlib.suppress(FileExistsError):
+            path.parent.mkdir(parents=True, exist_ok=True)
     return path.open("xb")
 
 

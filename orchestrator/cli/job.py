@@ -110,8 +110,11 @@ def plan(spec: Path, run: str | None, overrides: tuple[str, ...], limit: int | N
         "draws": loaded.sampling.draws,
         "forward_passes": planned.passes,
         "actors": cost.actors,
-        "forward_passes_per_s_per_actor": round(cost.passes_per_s, 1),
+        "forward_passes_per_s_per_actor": float(f"{cost.passes_per_s:.4g}"),
         "estimated_seconds": round(cost.seconds, 1),
+        "estimated_start_seconds": round(cost.start_s, 1),
+        "estimated_counting_seconds": round(cost.count_s, 1),
+        "estimated_reduce_seconds": round(cost.reduce_s, 1),
         "estimated_bytes": cost.bytes,
         "model_sha256": planned.model_sha256,
         "dataset_sha256": planned.dataset_sha256,
@@ -121,7 +124,9 @@ def plan(spec: Path, run: str | None, overrides: tuple[str, ...], limit: int | N
         return
     for name, value in values.items():
         click.echo(f"{name.replace('_', ' '):32}{value}")
-    click.echo(f"{'time, workers started':32}{time_text(cost.seconds)} (from a probe of about 2 s on this machine)")
+    parts = (("workers' start", cost.start_s), ("counting", cost.count_s), ("reduce", cost.reduce_s))
+    click.echo(f"{'time':32}{time_text(cost.seconds)}: {', '.join(f'{what} {time_text(s)}' for what, s in parts)}")
+    click.echo(f"{'':32}from processes that counted here for some seconds, as many at once as there would be workers")
 
 
 @click.command()

@@ -12,9 +12,10 @@ from rich.text import Text
 
 def incomplete(summary: Any) -> str:
     """What an incomplete run lacks, in one line."""
+    undecided = f", {summary.undecided} of those counted undecided" if summary.undecided else ""
     return (
         f"incomplete: of {summary.images} images {summary.counted} counted, {summary.failed} failed, "
-        f"{summary.missing} missing; failed and missing ones count as not certified"
+        f"{summary.missing} missing{undecided}; failed and missing ones count as not certified"
     )
 
 
@@ -28,14 +29,14 @@ def _of_how_many(run: Any) -> list[str]:
 def print_curves(run: Any) -> None:
     """Certified accuracy by radius, to standard output."""
     from orchestrator.numerals import percent
-    from orchestrator.report import guarantee, radius_table, ties
+    from orchestrator.report import draws_of, guarantee, radius_table, ties
 
     summary, view = run.reduced.summary, run.reduced.view
     console = _console()
     console.print(Text(f"certified accuracy, {run.title}"))
     console.print(_by_radius(radius_table(run)))
     for sentence in (
-        f"{summary.images} images, {summary.failed} failed, {summary.missing} missing; protocol "
+        f"{summary.images} images, {summary.failed} failed, {summary.missing} missing; {draws_of(run)}; protocol "
         f"{' and '.join(view.protocols)}, alpha = {view.alpha:g}, {view.interval.replace('_', '-')} intervals",
         f"in brackets: {guarantee(view)}",
         *_of_how_many(run),

@@ -40,9 +40,11 @@ def status(run: str, as_json: bool) -> int:
     click.echo(
         f"images   {found.counted} of {found.images} counted, {found.failed} failed, "
         f"{found.images - found.counted - found.failed} missing"
+        + (f", {found.undecided} undecided" if found.undecided else "")
     )
     click.echo(f"shards   {found.shards_committed} of {found.shards} committed, {len(found.shards_given_up)} given up")
-    click.echo(f"passes   {found.passes} of {found.passes_planned}")
+    most = "at most " if found.adaptive else ""
+    click.echo(f"passes   {found.passes} of {most}{found.passes_planned}")
     if found.last_commit is not None:
         click.echo(f"last     committed {time_text(max(0.0, time.time() - found.last_commit))} ago")
     if found.images_per_s is not None and not found.complete:
@@ -114,7 +116,7 @@ def reduce(
 
     store = open_store(run)
     planned = read_plan(store)
-    asked = View.of(planned.spec)
+    asked = View.of(planned.asked)
     view = View(
         tuple(dict.fromkeys(certificates)) or asked.certificates,
         tuple(dict.fromkeys(protocols)) or asked.protocols,

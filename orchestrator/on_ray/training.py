@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from orchestrator.errors import TrainingError, TrainingInterrupted
 from orchestrator.on_ray.cluster import ALLOCATOR, last_line
 from workers.filesystem import object_filesystem
-from workers.ray_entry import train_loop
+from workers.ray_training import train_loop
 from workers.training import STATE, Epoch, TrainJob
 
 #: Failures in training, since it began or there was a checkpoint, after which it has failed for good.

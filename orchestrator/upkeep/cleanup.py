@@ -116,8 +116,8 @@ def _last_votes(listing: Iterable[StoredObject]) -> dict[int, float]:
     """When the last votes of each shard were committed."""
     last: dict[int, float] = {}
     for stored in listing:
-        retried = layout.retry_of(stored.key)
-        shard = layout.shard_of(stored.key) if retried is None else retried[0]
+        added = layout.retry_of(stored.key) or layout.later_round(stored.key)
+        shard = layout.shard_of(stored.key) if added is None else added[0]
         if shard is not None:
             last[shard] = max(stored.modified, last.get(shard, stored.modified))
     return last

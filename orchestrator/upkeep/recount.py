@@ -18,7 +18,8 @@ from orchestrator.upkeep.findings import Finding, Findings, Observe, unobserved
 from stn_core.naming import one_line
 from workers import layout
 from workers.committed import read_committed
-from workers.counting import count_images, read_images
+from workers.counting import count_images, prepared, read_images
+from workers.rounds import Ask
 from workers.store import Store, StoreError
 
 
@@ -58,12 +59,14 @@ def recount(store: Store, plan: Plan, images: int, seed: int, observe: Observe =
         return Recount(seed, (), found.told())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     job = plan.job(store.uri, device="cuda" if device.type == "cuda" else "cpu")
+    model = prepared(resolved.model, job.model, compile=job.compile, device=device)
     counted = []
     with observe("counting again", images, "images") as progress, _as_workers_do(job.threads):
         for index, shard, stored in _chosen(store, plan, images, seed):
             try:
+                ask = Ask(np.array([index]), np.zeros(1, dtype=np.int64), stored.draws, job.selection_draws)
                 shard_of_one = read_images(job, [index], resolved.images)
-                again = CountRows(count_images(job, shard_of_one, resolved.model, device), plan.num_classes)
+                again = CountRows(count_images(job, shard_of_one, ask, model, device), plan.num_classes)
             except (OSError, StoreError) as error:
                 wrong = [f"cannot be read: {one_line(error)}"]
             else:
@@ -96,8 +99,10 @@ def differences(stored: CountRows, again: CountRows) -> Iterator[str]:
         one, other = stored.table[name][0].as_py(), again.table[name][0].as_py()
         if one != other:
             yield f"{name} was {one}, is {other}"
-    for phase, lost in (("selection", "selection_invalid"), ("estimation", "invalid")):
-        before, now = (np.append(getattr(rows, phase), rows.table[lost].to_numpy()) for rows in (stored, again))
+    lost = {"selection": [rows.table["selection_invalid"].to_numpy() for rows in (stored, again)]}
+    lost["estimation"] = [stored.invalid, again.invalid]
+    for phase, invalid in lost.items():
+        before, now = (np.append(getattr(rows, phase), own) for rows, own in zip((stored, again), invalid, strict=True))
         if moved := int(np.abs(before - now).sum() + 1) // 2:
             yield f"{moved} of {before.sum()} {phase} draws came out otherwise"
 
@@ -112,7 +117,7 @@ def _chosen(store: Store, plan: Plan, images: int, seed: int) -> Iterator[tuple[
         if shard not in readable:
             continue
         try:
-            row = CountRows(read_shard(store, plan, shard).table.slice(place, 1), plan.num_classes)
+            row = read_shard(store, plan, shard).part(place, 1)
         except (RunError, StoreError):
             readable.remove(shard)  # verify_run says why
             continue
@@ -124,7 +129,8 @@ def _chosen(store: Store, plan: Plan, images: int, seed: int) -> Iterator[tuple[
 def _circumstances(store: Store, plan: Plan, shard: int, now: Plan, device: torch.device) -> str:
     """On what an image was counted, and on what again."""
     here = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    there = sorted({str(facts.get("device")) for facts in read_committed(store, shard).provenance.values()})
+    committed = read_committed(store, shard, later=plan.sequential)
+    there = sorted({str(facts.get("device")) for facts in committed.provenance.values()})
     return (
         f"counted on {' and '.join(there)} with torch {plan.versions.get('torch')}, again on {here} with torch "
         f"{now.versions.get('torch')}: another device or version may flip near-ties, the same may not"
@@ -133,12 +139,10 @@ def _circumstances(store: Store, plan: Plan, shard: int, now: Plan, device: torc
 
 @contextlib.contextmanager
 def _as_workers_do(threads: int) -> Iterator[None]:
-    """The arithmetic of a worker: so many threads, and no TensorFloat-32."""
-    before = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
+    """So many threads."""
+    before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    torch.backends.cudnn.allow_tf32 = False
     try:
         yield
     finally:
-        torch.set_num_threads(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
+        torch.set_num_threads(before)

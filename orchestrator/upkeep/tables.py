@@ -151,6 +151,7 @@ class Audit:
                 classes=plan.num_classes,
                 dimension=math.prod(plan.image_shape),
                 interval=view.interval,
+                stages=plan.spec.sampling.stages or (),
             )
             for line in view.lines
         }
@@ -180,11 +181,11 @@ class Audit:
         if not (votes.counted[position] or votes.failed[position]):
             self.skipped += 1
             return []
-        if votes.retried[position] and row["draws"] == 0:
+        draws = int(votes.draws[position])
+        if (votes.retried[position] and row["draws"] == 0) or (self._plan.sequential and 0 < row["draws"] < draws):
             self._outdated += 1
             return []
         uniform = None if self._uniform is None else float(self._uniform[position])
-        draws = int(votes.draws[position])
         expected: Row = {
             "key": int(votes.key[position]),
             "label": int(votes.label[position]),
@@ -198,9 +199,8 @@ class Audit:
         if not audit.has_rule(line.certificate, line.protocol):
             return wrong
         self.rederived += 1
-        candidate, top, runner_up = votes.standings[line.protocol][:, position].tolist()
         claim = audit.Claim(row["prediction"], row["p1_lower"], row["p2_upper"], row["radius"])
-        standing = audit.Standing(candidate, top, runner_up, draws)
+        standing = audit.Standing(int(votes.candidates[line.protocol][position]), votes.looks[line.protocol][position])
         return wrong + audit.audit_standing(self._terms[line], claim, standing, uniform)
 
     def finish(self) -> list[str]:
@@ -221,7 +221,8 @@ class Audit:
                     self._found.add("certificate", key, text)
         if self._outdated:
             again = self._outdated // len(self._sums)
-            lacking.append(f"{key} is from before {again} images were tried again: run `stn reduce`")
+            what = "given more draws, or tried again" if self._plan.sequential else "tried again"
+            lacking.append(f"{key} is from before {again} images were {what}: run `stn reduce`")
         self._check_summary()
         if self._tables.curves is not None:
             self._check_curves(self._tables.curves)
@@ -242,6 +243,8 @@ class Audit:
                 "majority_correct": votes.majority_correct,
                 "invalid_votes": votes.invalid,
                 "ties": votes.ties,
+                "undecided": votes.undecided,
+                "passes": votes.passes if said.passes is not None else None,
             }
         for name, value in expected.items():
             if (found := getattr(said, name)) != value:

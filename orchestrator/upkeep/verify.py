@@ -89,6 +89,8 @@ def verify_run(store: Store, observe: Observe = unobserved) -> Verification:
         lacking.append(f"{len(missing)} of {plan.shards} shards are not counted: {listed(missing)}")
     if failed := int(votes.failed.sum()):
         lacking.append(f"{failed} of {plan.images} images could not be counted")
+    if votes.undecided:
+        lacking.append(f"{votes.undecided} of {plan.images} images need more draws to be decided")
     rederived = skipped = 0
     for one in tables:
         audited = Audit(one, plan, votes, found)

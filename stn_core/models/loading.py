@@ -7,11 +7,10 @@ import importlib
 from collections.abc import Callable
 
 import torch
-import torchvision
 from torch import nn
 
 from stn_core.models import paper, resnet, small
-from stn_core.models.pretrained import classifiers
+from stn_core.models.pretrained import classifiers, torchvision_models
 from stn_core.naming import did_you_mean, one_line
 
 #: The name of networks that are whole in their checkpoint: ``stn_core.models.exported``.
@@ -47,9 +46,9 @@ def build_network(name: str, num_classes: int) -> nn.Module:
     if name in known:
         # Those of 2014 and 2015 ask to be told how they begin.
         begin = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
-        network: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **begin)
+        network: nn.Module = torchvision_models().get_model(name, weights=None, num_classes=num_classes, **begin)
         return network
-    if name in torchvision.models.list_models():
+    if name in torchvision_models().list_models():
         raise ValueError(f"network {name!r} of torchvision.models is no classifier of images, in floating point")
     raise ValueError(
         f"no network {name!r}{did_you_mean(name, [*_OWN, EXPORTED, *known])}; valid: {', '.join(_OWN)}, "

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-import torchvision
 from torch import nn
 
 from stn_core.models.checkpoint import read_checkpoint
@@ -37,9 +37,16 @@ class Declared:
     url: str
 
 
+def torchvision_models() -> ModuleType:
+    """``torchvision.models``. To import it takes a second, which other networks' workers need not wait for."""
+    import torchvision.models
+
+    return torchvision.models
+
+
 def classifiers() -> list[str]:
     """Names of torchvision's image classifiers: not its detectors, segmenters, video or quantised networks."""
-    names: list[str] = torchvision.models.list_models(module=torchvision.models)
+    names: list[str] = torchvision_models().list_models(module=torchvision_models())
     return names
 
 
@@ -70,7 +77,7 @@ def build_pretrained(network: str, weights: str, path: Path) -> nn.Module:
     state = read_checkpoint(path.read_bytes(), str(path)).state
     member.get_state_dict = lambda **_: dict(state)
     try:
-        built: nn.Module = torchvision.models.get_model(network, weights=member)
+        built: nn.Module = torchvision_models().get_model(network, weights=member)
     except (RuntimeError, TypeError, KeyError) as error:
         raise ValueError(f"{path} holds other weights than {weights} of {network!r}: remove it") from error
     finally:
@@ -81,7 +88,7 @@ def build_pretrained(network: str, weights: str, path: Path) -> nn.Module:
 def _member(network: str, weights: str) -> Any:
     if network not in classifiers():
         raise ValueError(f"model.weights are those of a torchvision.models classifier, and {network!r} is none")
-    members = torchvision.models.get_model_weights(network)
+    members = torchvision_models().get_model_weights(network)
     # Some were trained to be a part of detectors.
     valid = [member.name for member in members if member.meta["categories"]]
     if weights not in (*valid, "DEFAULT") or not valid:

@@ -52,7 +52,7 @@ class _Additive(ABC):
     def perturb(self, rows: torch.Tensor, images: torch.Tensor, owner: torch.Tensor, draws: Iterable[Draws]) -> None:
         self.fill(rows, draws)
         # Scaled once an image, not once a row.
-        rows += to_unit_range(images)[owner]
+        rows += to_unit_range(images).index_select(0, owner)
 
     def disturb(self, images: torch.Tensor, random: np.random.Generator) -> torch.Tensor:
         return to_unit_range(images) + self.sample(random, tuple(images.shape))
@@ -107,10 +107,9 @@ class Laplace(_Additive):
 
     def fill(self, rows: torch.Tensor, draws: Iterable[Draws]) -> None:
         if rows.device.type == "cpu":
-            out = _as_matrix(rows)
-            centred = _centred_uniform(out, draws)
-            _laplace_quantile(centred)
-            np.multiply(centred[:, : out.shape[1]], np.float32(self.scale), out=out)
+            for out, centred in _centred_uniform(_as_matrix(rows), draws):
+                _laplace_quantile(centred)
+                np.multiply(centred[:, : out.shape[1]], np.float32(self.scale), out=out)
         else:
             _fill_centred(rows, draws)
             magnitude = rows.abs().mul_(-1).add_(1).clamp_min_(2**-25).log_().mul_(-self.scale)
@@ -138,8 +137,8 @@ class Uniform(_Additive):
 
     def fill(self, rows: torch.Tensor, draws: Iterable[Draws]) -> None:
         if rows.device.type == "cpu":
-            out = _as_matrix(rows)
-            np.multiply(_centred_uniform(out, draws)[:, : out.shape[1]], np.float32(self.scale), out=out)
+            for out, centred in _centred_uniform(_as_matrix(rows), draws):
+                np.multiply(centred[:, : out.shape[1]], np.float32(self.scale), out=out)
         else:
             _fill_centred(rows, draws)
             rows.mul_(self.scale)
@@ -166,6 +165,9 @@ _FLOATS_PER_TICK = 8
 #: vectorised function makes of an element then does not depend on the row's neighbours.
 _PADDING = 32
 
+#: Numbers that are worked on at a time: arrays of them stay in the processor's cache, and in the allocator's pool.
+_BLOCK = 2**16
+
 _TWO_PI = np.float32(2 * math.pi)
 
 
@@ -187,11 +189,11 @@ def philox_blocks(rows: int, width: int, draws: Iterable[Draws]) -> Iterable[tup
     bits = np.random.Philox(key=0)
     # A fresh state has an empty buffer, so every assignment below also drops what the last draw left over.
     state = bits.state
+    counter, key = state["state"]["counter"], state["state"]["key"]
     row = 0
     for part in draws:
-        counter, key = part.number * ticks, part.hash128()
-        state["state"]["counter"] = np.array([counter & UINT64_MAX, counter >> 64, 0, 0], dtype=np.uint64)
-        state["state"]["key"] = np.array([key & UINT64_MAX, key >> 64], dtype=np.uint64)
+        counter[1], counter[0] = divmod(part.number * ticks, UINT64_MAX + 1)
+        key[1], key[0] = divmod(part.hash128(), UINT64_MAX + 1)
         bits.state = state
         if row + part.count > rows:
             raise ValueError(f"more draws than the {rows} rows to fill")
@@ -201,21 +203,35 @@ def philox_blocks(rows: int, width: int, draws: Iterable[Draws]) -> Iterable[tup
         raise ValueError(f"{row} draws for {rows} rows")
 
 
-def _uniform(rows: int, pixels: int, draws: Iterable[Draws]) -> Pixels:
-    """Multiples of 2**-24 in [0, 1), float32 (rows, padded pixels)."""
-    width = padded(pixels)
-    uniform = np.empty((rows, width), dtype=np.float32)
+def _blocks(rows: int, width: int, draws: Iterable[Draws]) -> Iterable[tuple[slice, Pixels]]:
+    """24 random bits of each number, rows together that fit the processor's cache: which rows, int32 (rows, width).
+
+    The arrays are overwritten by the next block.
+    """
+    block = np.empty((max(1, min(rows, _BLOCK // width)), width), dtype=np.uint32)
+    signed = block.view(np.int32)  # which numpy turns into floats faster
+    begin = end = 0
     for part, row, bits in philox_blocks(rows, width, draws):
-        np.random.Generator(bits).random(out=uniform[row : row + part.count], dtype=np.float32)
-    return uniform
+        while end < row + part.count:
+            count = min(row + part.count - end, begin + len(block) - end)
+            words = bits.random_raw(count * width // 2).view(np.uint32).reshape(count, width)
+            np.right_shift(words, 8, out=block[end - begin : end - begin + count])
+            end += count
+            if end == begin + len(block):
+                yield slice(begin, end), signed
+                begin = end
+    if end > begin:
+        yield slice(begin, end), signed[: end - begin]
 
 
-def _centred_uniform(out: Pixels, draws: Iterable[Draws]) -> Pixels:
-    """Odd multiples of 2**-24 in (-1, 1), float32 (rows, padded pixels): symmetric about a zero they never hit."""
-    uniform = _uniform(len(out), out.shape[1], draws)
-    np.multiply(uniform, np.float32(2), out=uniform)
-    np.add(uniform, np.float32(2**-24 - 1), out=uniform)
-    return uniform
+def _centred_uniform(rows: Pixels, draws: Iterable[Draws]) -> Iterable[tuple[Pixels, Pixels]]:
+    """Rows that fit the processor's cache, with odd multiples of 2**-24 in (-1, 1) for them, float32 (rows, padded
+    pixels): symmetric about a zero they never hit."""
+    for which, bits in _blocks(len(rows), padded(rows.shape[1]), draws):
+        centred = bits.astype(np.float32)
+        np.multiply(centred, np.float32(2**-23), out=centred)
+        np.add(centred, np.float32(2**-24 - 1), out=centred)
+        yield rows[which], centred
 
 
 def _laplace_quantile(centred: Pixels) -> None:
@@ -229,21 +245,25 @@ def _laplace_quantile(centred: Pixels) -> None:
 
 def _fill_normal(rows: Pixels, draws: Iterable[Draws], sigma: float) -> None:
     """Normal noise of each draw into its row of ``rows``, float32 (draws, pixels)."""
-    pixels = rows.shape[1]
-    uniform = _uniform(len(rows), pixels, draws)
-    # Box-Muller: two uniforms, two normals. 1 - u lies in (0, 1], whose logarithm is finite.
-    half = uniform.shape[1] // 2
-    radius, angle = uniform[:, :half], uniform[:, half:]
-    np.subtract(np.float32(1), radius, out=radius)
-    np.log(radius, out=radius)
-    np.multiply(radius, np.float32(-2), out=radius)
-    np.sqrt(radius, out=radius)
-    np.multiply(angle, _TWO_PI, out=angle)
-    sine = np.sin(angle)
-    np.cos(angle, out=angle)
-    np.multiply(angle, radius, out=angle)
-    np.multiply(radius, sine, out=radius)
-    np.multiply(uniform[:, :pixels], np.float32(sigma), out=rows)
+    width = padded(rows.shape[1])
+    half = width // 2
+    for which, bits in _blocks(len(rows), width, draws):
+        # Box-Muller: two uniforms u = k / 2**24, two normals. 1 - u lies in (0, 1], whose logarithm is finite.
+        # Scaling by powers of two is exact, wherever it stands.
+        radius, angle = bits[:, :half].astype(np.float32), bits[:, half:].astype(np.float32)
+        np.subtract(np.float32(2**24), radius, out=radius)
+        np.multiply(radius, np.float32(2**-24), out=radius)
+        np.log(radius, out=radius)
+        np.multiply(radius, np.float32(-2), out=radius)
+        np.sqrt(radius, out=radius)
+        np.multiply(angle, _TWO_PI * np.float32(2**-24), out=angle)
+        sine = np.sin(angle)
+        np.cos(angle, out=angle)
+        np.multiply(sine, radius, out=sine)
+        np.multiply(angle, radius, out=angle)
+        out = rows[which]
+        for normal, into in ((sine, out[:, :half]), (angle, out[:, half:])):
+            np.multiply(normal[:, : into.shape[1]], np.float32(sigma), out=into)
 
 
 def _generators(rows: torch.Tensor, draws: Iterable[Draws]) -> Iterable[tuple[torch.Tensor, torch.Generator]]:

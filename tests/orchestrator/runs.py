@@ -20,6 +20,7 @@ from orchestrator.resolve import resolve
 from orchestrator.spec import validate
 from workers import counts_table, layout
 from workers.counting import count_images, read_images
+from workers.rounds import first_round
 from workers.store import LocalStore
 
 
@@ -115,12 +116,12 @@ def count(spec: Mapping[str, Any]) -> MadeRun:
     """Plan a spec and count all of its shards."""
     resolved = resolve(validate(spec, "spec"))
     job = resolved.plan.job("unused", device="cpu")
-    tables = [
-        count_images(
-            job, read_images(job, job.shard_indices(shard), resolved.images), resolved.model, torch.device("cpu")
-        )
-        for shard in range(resolved.plan.shards)
-    ]
+    tables = []
+    for shard in range(resolved.plan.shards):
+        indices = job.shard_indices(shard)
+        ask = first_round(indices, job.rule, job.selection_draws)
+        images = read_images(job, indices, resolved.images)
+        tables.append(count_images(job, images, ask, resolved.model, torch.device("cpu")))
     return MadeRun(resolved.plan, tables)
 
 

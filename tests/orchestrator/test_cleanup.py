@@ -182,7 +182,6 @@ def crashed(made: MadeRun, tmp_path: Path) -> tuple[LocalStore, set[str]]:
     for key in garbage | {"notes.txt"}:
         store.create(key, b"left over")
     aside = tmp_path / "run" / ".tmp" / uuid.uuid4().hex
-    aside.parent.mkdir()
     aside.write_bytes(b"half an ob")
     for path in (tmp_path / "run").rglob("*"):
         age_s = 7200 if "counts" in path.parts else 10_800

@@ -102,12 +102,15 @@ def test_the_version_is_told() -> None:
 
 
 @pytest.fixture
-def _short_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if processes had been started and had measured; a little is counted in this process all the same."""
+    monkeypatch.setattr("orchestrator.estimate.run_probes", lambda probe, processes: (2.0, 0.25))
+
+
+def test_plan_says_what_would_be_done_and_writes_nothing(
+    spec: Path, made: MadeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("orchestrator.estimate._PROBE_S", 0.01)
-
-
-@pytest.mark.usefixtures("_short_probe")
-def test_plan_says_what_would_be_done_and_writes_nothing(spec: Path, made: MadeRun, tmp_path: Path) -> None:
     before = files(tmp_path)
     result = stn("plan", spec, "--json")
     assert (result.exit_code, result.stderr) == (0, "")
@@ -125,10 +128,12 @@ def test_plan_says_what_would_be_done_and_writes_nothing(spec: Path, made: MadeR
     }
     assert values == {**values, **expected}
     assert all(values[name] > 0 for name in ("actors", "forward_passes_per_s_per_actor", "estimated_bytes"))
+    parts = [values[f"estimated_{part}_seconds"] for part in ("start", "counting", "reduce")]
+    assert values["estimated_seconds"] == pytest.approx(sum(parts), abs=0.21)  # each is rounded to a tenth
     assert files(tmp_path) == before
 
 
-@pytest.mark.usefixtures("_short_probe")
+@pytest.mark.usefixtures("_no_probes")
 def test_plan_prints_the_same_for_people(spec: Path) -> None:
     result = stn("plan", spec, "--set", "sampling.draws=4")
     assert (result.exit_code, result.stderr) == (0, "")
@@ -137,7 +142,7 @@ def test_plan_prints_the_same_for_people(spec: Path) -> None:
     assert lines["forward passes"] == str(20 * 20)
 
 
-@pytest.mark.usefixtures("_short_probe")
+@pytest.mark.usefixtures("_no_probes")
 @pytest.mark.parametrize(
     ("changes", "passes"),
     [
@@ -155,7 +160,7 @@ def test_plan_estimates_any_noise(spec: Path, changes: list[str], passes: int) -
     assert json.loads(result.stdout)["forward_passes"] == passes
 
 
-@pytest.mark.usefixtures("_short_probe")
+@pytest.mark.usefixtures("_no_probes")
 def test_a_limit_is_a_run_of_its_own(spec: Path, tmp_path: Path) -> None:
     values = json.loads(stn("plan", spec, "--limit", 5, "--json").stdout)
     assert (values["images"], values["run"]) == (5, str(tmp_path / "whole-limit-5"))
@@ -173,7 +178,7 @@ def without_parameters() -> nn.Module:
     return FirstPixels()
 
 
-@pytest.mark.usefixtures("_short_probe")
+@pytest.mark.usefixtures("_no_probes")
 def test_plan_takes_a_network_without_parameters(spec: Path) -> None:
     result = stn("plan", spec, "--set", "model.name=tests.orchestrator.test_cli:without_parameters", "--json")
     assert (result.exit_code, result.stderr) == (0, "")
@@ -282,7 +287,7 @@ def test_reduce_shows_a_table_to_people(whole: Path) -> None:
     assert result.exit_code == 0
     assert "certified accuracy, whole" in result.stdout
     assert "renyi" in result.stdout
-    assert "20 images, 0 failed, 0 missing; protocol paper, alpha = 0.05" in result.stdout
+    assert "20 images, 0 failed, 0 missing; n = 64; protocol paper, alpha = 0.05" in result.stdout
     rows = [line for line in result.stdout.splitlines() if "│" in line]
     assert len([line for line in rows if re.search(r" \d+\.\d % \(\d+\.\d %\) ", line)]) == 5
     assert re.search(r"│ +abstain │ +\d+ │", rows[-1])

@@ -29,6 +29,7 @@ def give_up(store: LocalStore, shard: int, reason: str) -> None:
 def test_an_empty_run(made: MadeRun, tmp_path: Path) -> None:
     assert status_of(made.write(tmp_path, [])) == Status(
         run=str(tmp_path),
+        adaptive=False,
         complete=False,
         images=20,
         counted=0,
@@ -37,6 +38,7 @@ def test_an_empty_run(made: MadeRun, tmp_path: Path) -> None:
         shards=3,
         shards_committed=0,
         shards_given_up={},
+        undecided=0,
         passes=0,
         passes_planned=20 * 80,
         images_per_s=None,

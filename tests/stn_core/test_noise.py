@@ -117,6 +117,25 @@ def test_uniform_noise_is_the_philox_stream_of_its_identity() -> None:
         np.testing.assert_array_equal(noise_of([draw], shape=(75,), kind=Uniform)[0], expected)
 
 
+@pytest.mark.parametrize("pixels", [1, 15, 17, 75, 784, 70_001])
+def test_gaussian_noise_is_the_box_muller_transform_of_the_philox_stream(pixels: int) -> None:
+    """To the last bit, for rows narrower and wider than the blocks that are worked on, and for many parts."""
+    draws = [Draws(7, key, "estimation", 3 * key, count=60 if pixels < 1000 else 1) for key in range(3)]
+    noise = noise_of(draws, 0.37, shape=(pixels,))
+    width = -(-pixels // 32) * 32
+    row = 0
+    for part in draws:
+        for number in range(part.count):
+            draw = Draws(part.seed, part.key, part.phase, part.number + number)
+            uniform = (words_of(draw, width) >> 8).astype(np.float32) * np.float32(2**-24)
+            first, second = uniform[: width // 2], uniform[width // 2 :]
+            radius = np.sqrt(np.float32(-2) * np.log(np.float32(1) - first))
+            angle = second * np.float32(2 * np.pi)
+            expected = np.concatenate([radius * np.sin(angle), np.cos(angle) * radius])[:pixels] * np.float32(0.37)
+            np.testing.assert_array_equal(noise[row].view(np.int32), expected.view(np.int32))
+            row += 1
+
+
 def test_laplace_noise_is_the_quantile_of_uniform_noise() -> None:
     """In double precision."""
     draws = [Draws(7, 8, "estimation", 0, count=20)]

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 from torch import nn
@@ -443,3 +445,144 @@ def test_read_only_arrays_are_accepted() -> None:
     pixels = images().numpy()
     pixels.flags.writeable = False
     np.testing.assert_array_equal(count(pixels=pixels), count())
+
+
+amounts = st.lists(st.integers(0, 40), min_size=3, max_size=3)
+
+
+@settings(deadline=None, max_examples=60)
+@given(draws=amounts, first_draw=amounts, batch_size=st.sampled_from([1, 16, 48, None]))
+def test_draws_of_each_image_are_those_of_separate_calls(
+    draws: list[int], first_draw: list[int], batch_size: int | None
+) -> None:
+    together = tally_of(
+        Logits(faulty), draws=np.array(draws), first_draw=np.array(first_draw), batch_size=batch_size, keys=KEYS
+    )
+    for i in range(3):
+        alone = tally_of(
+            Logits(faulty), images()[i : i + 1], draws=draws[i], first_draw=first_draw[i], keys=KEYS[i : i + 1]
+        )
+        for field in ("votes", "invalid", "ties"):
+            np.testing.assert_array_equal(getattr(together, field)[i], getattr(alone, field)[0], err_msg=field)
+    np.testing.assert_array_equal(together.votes.sum(axis=1) + together.invalid, draws)
+
+
+@pytest.mark.parametrize("draws", [[0, 50, 0], [50, 0, 7], [0, 0, 1]])
+def test_images_without_draws_have_no_votes_and_take_none_from_others(draws: list[int]) -> None:
+    votes = count(draws=draws)
+    np.testing.assert_array_equal(votes.sum(axis=1), draws)
+    for i in np.flatnonzero(draws):
+        np.testing.assert_array_equal(votes[i], count(draws=draws[i])[i])
+
+
+@pytest.mark.parametrize("name", ["draws", "first_draw"])
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ([1, 2], r"be one number or one per image, \(3,\), got shape \(2,\)"),
+        ([[1, 2, 3]], r"be one number or one per image, \(3,\), got shape \(1, 3\)"),
+        ([1, -2, 3], "not be negative, got -2"),
+        ([1.0, 2.0, 3.0], "be whole numbers, got float64"),
+        (np.array([True, False, True]), "be whole numbers, got bool"),
+        (2.5, "be whole numbers, got 2.5"),
+        ("12", "be whole numbers"),
+    ],
+    ids=str,
+)
+def test_draws_of_each_image_must_be_counts(name: str, value: Any, reason: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name} must {reason}"):
+        count(**{name: value})
+
+
+class Cramped(nn.Module):
+    """A network for whose rows memory suffices only up to a number, which changes from pass to pass."""
+
+    def __init__(self, model: nn.Module, error: Exception, most: Sequence[int]) -> None:
+        super().__init__()
+        self._model, self._error, self._most = model, error, list(most)
+        self.sizes: list[int] = []
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        most = self._most.pop(0) if len(self._most) > 1 else self._most[0]
+        if len(pixels) > most:
+            raise self._error
+        self.sizes.append(len(pixels))
+        return self._model(pixels)
+
+
+def allocation_error() -> Exception:
+    """What the CPU's allocator says, in its own words."""
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(10**15)
+    return caught.value
+
+
+MEMORY_ERRORS = [
+    torch.OutOfMemoryError("CUDA out of memory."),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("CUDA error: out of memory"),
+    MemoryError(),
+    allocation_error(),
+]
+
+
+@pytest.mark.parametrize("error", MEMORY_ERRORS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("noise", KINDS, ids=repr)
+def test_batches_are_halved_until_they_fit(noise: Noise, error: Exception) -> None:
+    model = Cramped(network(), error, [20])
+    with pytest.warns(RuntimeWarning, match="out of memory with 64 noisy images at a time: went on with 16") as told:
+        tally = tally_of(model, noise=noise, batch_size=64)
+    assert len(told) == 1
+    assert set(model.sizes) == {16}
+    assert_same(tally, tally_of(noise=noise, batch_size=64))
+
+
+@pytest.mark.parametrize("logits", [None, faulty], ids=["network", "NaN and ties"])
+@pytest.mark.parametrize(
+    "most",
+    [[64, 64, 63], [64, 40, 16], [64, 64, 64, 0, 64], [64, 0, 0, 64, 0, 16]],
+    ids=["in the third pass", "twice", "in the last pass, for a while", "over and over"],
+)
+def test_running_out_of_memory_midway_changes_no_count(
+    logits: Callable[[torch.Tensor], torch.Tensor] | None, most: list[int]
+) -> None:
+    """Each pass that failed is done again, nothing is counted twice, and later passes are as small."""
+    own = network() if logits is None else Logits(logits)
+    model = Cramped(own, MEMORY_ERRORS[0], most)
+    with pytest.warns(RuntimeWarning, match="out of memory"):
+        tally = tally_of(model, batch_size=64, draws=[100, 3, 150], first_draw=[0, 7, 2])
+    assert model.sizes == sorted(model.sizes, reverse=True)
+    assert model.sizes[0] == 64 > model.sizes[-1]
+    assert_same(tally, tally_of(own, batch_size=64, draws=[100, 3, 150], first_draw=[0, 7, 2]))
+
+
+def test_memory_for_single_rows_is_enough_and_for_none_is_an_error() -> None:
+    with pytest.warns(RuntimeWarning, match="went on with 1$"):
+        tally = tally_of(Cramped(Logits(faulty), MEMORY_ERRORS[0], [1]), batch_size=13)
+    assert_same(tally, tally_of(Logits(faulty), batch_size=13))
+    with pytest.raises(MemoryError, match="memory of cpu does not suffice for one noisy image") as caught:
+        tally_of(Cramped(network(), MEMORY_ERRORS[0], [0]))
+    assert caught.value.__cause__ is MEMORY_ERRORS[0]
+
+
+def test_noise_that_finds_no_memory_is_drawn_again_in_smaller_batches() -> None:
+    class Hungry(Gaussian):
+        def perturb(self, rows: torch.Tensor, *rest: Any) -> None:
+            super().perturb(rows, *rest)
+            if len(rows) > 32:
+                raise MemoryError
+
+    with pytest.warns(RuntimeWarning, match="went on with 32"):
+        tally = tally_of(noise=Hungry(0.5), batch_size=64)
+    assert_same(tally, tally_of())
+
+
+def test_other_errors_are_not_taken_for_want_of_memory() -> None:
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        count(nn.Sequential(nn.Flatten(), nn.Linear(74, CLASSES)))
+
+
+def test_a_network_that_mixes_rows_would_be_noticed() -> None:
+    """The equality that is held for other batches is no accident of this file's networks."""
+    mixed = Logits(lambda pixels: pixels.flatten(1)[:, :CLASSES] - pixels.flatten(1)[:, :CLASSES].mean(dim=0))
+    assert not np.array_equal(count(mixed, batch_size=64), count(mixed, batch_size=16))

@@ -77,6 +77,19 @@ def test_no_commit(store: LocalStore) -> None:
         read_committed(store, 4)
 
 
+def test_later_rounds_are_read_in_order_up_to_the_first_that_is_missing(store: LocalStore) -> None:
+    put(store, layout.counts(4), rows(i0=5, i1=6, i2=7))
+    put(store, layout.counts(4, 1), rows(i0=10, i2=11))
+    put(store, layout.counts(4, 3), rows(i2=1))
+    put(store, layout.counts(5, 2), rows(i2=1))
+    assert read_committed(store, 4).later == ()
+    committed = read_committed(store, 4, later=True)
+    assert [table["draws"].to_pylist() for table in committed.later] == [[10, 11]]
+    assert [*committed.provenance] == [layout.counts(4), layout.counts(4, 1)]
+    put(store, layout.counts(4, 2), rows(i2=12))
+    assert [table["index"].to_pylist() for table in read_committed(store, 4, later=True).later] == [[0, 2], [2], [2]]
+
+
 @pytest.mark.parametrize("key", [layout.counts(4), layout.retry(4, 1)])
 def test_the_damaged_object_is_named(store: LocalStore, key: str) -> None:
     put(store, layout.counts(4), rows(i0="broken"))

@@ -15,12 +15,14 @@ import torch
 from torch import nn
 
 from stn_core.noise import Draws, Phase
+from stn_core.stopping import FixedDraws
 from stn_core.votes import count_votes
 from tests.networks import nan, tiny, tiny_rgb
 from tests.workers.samples import encoded, noise_image, write_parquet
 from workers.counting import CountJob, count_images, load_model, read_images
 from workers.counts_table import SCHEMA, dense
 from workers.images import ImageSet, open_dataset
+from workers.rounds import first_round
 from workers.settings import (
     Digits,
     GaussianNoise,
@@ -29,7 +31,6 @@ from workers.settings import (
     Noise,
     Normalization,
     ParquetImages,
-    Sampling,
     SplittingNoise,
     StoreSettings,
     UniformNoise,
@@ -42,13 +43,18 @@ JOB = CountJob(
     dataset=Digits(kind="digits"),
     model=Model(name="tests.networks:tiny"),
     noise=GaussianNoise(sigma=0.7),
-    sampling=Sampling(draws=24, selection_draws=16, seed=3),
+    seed=3,
+    selection_draws=16,
+    rule=FixedDraws(24),
+    protocol="split",
+    sequential=False,
     num_classes=10,
     image_shape=(1, 28, 28),
     indices=range(64),
     shard_size=64,
     batch_size=None,
     precision="float32",
+    compile=False,
     device="cpu",
     threads=1,
     plan_sha256="",
@@ -63,12 +69,24 @@ def counted(
     """The rows of some shards, sorted by index."""
     model = load_model(job.model, job.num_classes) if network is None else network
     return pa.concat_tables(
-        count_images(job, read_images(job, job.shard_indices(shard), images), model, CPU) for shard in shards
+        count_images(
+            job,
+            read_images(job, job.shard_indices(shard), images),
+            first_round(job.shard_indices(shard), job.rule, job.selection_draws),
+            model,
+            CPU,
+        )
+        for shard in shards
     ).sort_by("index")
 
 
-def with_sampling(job: CountJob, **changes: int) -> CountJob:
-    return dataclasses.replace(job, sampling=job.sampling.model_copy(update=changes))
+def with_sampling(job: CountJob, draws: int | None = None, **changes: int) -> CountJob:
+    return dataclasses.replace(job, rule=job.rule if draws is None else FixedDraws(draws), **changes)
+
+
+def draws_of(job: CountJob) -> int:
+    assert isinstance(job.rule, FixedDraws)
+    return job.rule.draws
 
 
 @pytest.fixture(scope="module")
@@ -185,8 +203,8 @@ def test_a_shards_rows_are_what_count_votes_says_of_its_images(digits: ImageSet,
     rows = counted(job, digits, [2, 0, 1])
     pixels = np.stack([digits.read(index) for index in job.indices])
     phases: tuple[tuple[Phase, int, str, str], ...] = (
-        ("selection", job.sampling.selection_draws, "selection_invalid", "selection_ties"),
-        ("estimation", job.sampling.draws, "invalid", "ties"),
+        ("selection", job.selection_draws, "selection_invalid", "selection_ties"),
+        ("estimation", draws_of(job), "invalid", "ties"),
     )
     for phase, draws, invalid, ties in phases:
         tally = count_votes(
@@ -222,8 +240,8 @@ def test_votes_ties_and_invalid_draws_are_those_of_the_logits_one_by_one(digits:
     job = dataclasses.replace(under(name), indices=range(0, 64, 5), shard_size=5, batch_size=16)
     rows = counted(job, digits, [0, 1, 2], network=Coarse())
     phases: tuple[tuple[Phase, int, str, str], ...] = (
-        ("selection", job.sampling.selection_draws, "selection_invalid", "selection_ties"),
-        ("estimation", job.sampling.draws, "invalid", "ties"),
+        ("selection", job.selection_draws, "selection_invalid", "selection_ties"),
+        ("estimation", draws_of(job), "invalid", "ties"),
     )
     for phase, draws, invalid, ties in phases:
         votes = dense(rows[phase], 10)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +243,51 @@ def test_slices_and_chunks_have_the_checksum_of_their_rows() -> None:
     assert encode(pa.concat_tables([EVERYTHING, EVERYTHING]).slice(3), {}) == expected
     chunks = pa.concat_tables([EVERYTHING.slice(0, 1), EVERYTHING.slice(1)])
     assert decode(written(chunks, expected))[0].equals(EVERYTHING)
+
+
+def definition(values: list[Any], kind: pa.DataType) -> bytes:
+    """A column as the digest takes it, value by value: files that are out there carry it."""
+
+    def numbers(found: list[int]) -> bytes:
+        return b"".join(struct.pack("<q", number) for number in found)
+
+    known = [value for value in values if value is not None]
+    head = numbers([len(values)]) + bytes(value is not None for value in values)
+    if pa.types.is_struct(kind):
+        return head + b"".join(definition([value[field.name] for value in values], field.type) for field in kind)
+    if pa.types.is_list(kind):
+        lengths = definition([len(value) for value in values], pa.int32())
+        return head + lengths + definition([item for value in values for item in value], kind.value_type)
+    if pa.types.is_string(kind):
+        lengths = [None if value is None else len(value.encode()) for value in values]
+        return head + definition(lengths, pa.int32()) + "".join(known).encode()
+    return head + numbers([0 if value is None else value for value in values])
+
+
+unknown = st.none() | st.integers(-(2**63), 2**63 - 1)
+failure = st.none() | st.text(max_size=5)
+
+
+@given(votes(), st.data(), st.integers(0, 12))
+def test_the_checksum_is_the_sha256_of_provenance_and_values(
+    counts: NDArray[np.int64], data: st.DataObject, start: int
+) -> None:
+    images = len(counts)
+    columns = {
+        "estimation": sparse(counts),
+        "ties": pa.array(data.draw(st.lists(unknown, min_size=images, max_size=images)), pa.int64()),
+        "error": pa.array(data.draw(st.lists(failure, min_size=images, max_size=images)), pa.string()),
+    }
+    rows = table(counts % 2**50)
+    for name, column in columns.items():
+        rows = rows.set_column(rows.schema.get_field_index(name), SCHEMA.field(name), column)
+    rows = rows.slice(start)
+    metadata = json.dumps({"schema_version": SCHEMA_VERSION, "shard": 3}, sort_keys=True).encode()
+    parts = b"".join(
+        name.encode() + b"\0" + definition(rows[name].to_pylist(), SCHEMA.field(name).type) for name in SCHEMA.names
+    )
+    expected = hashlib.sha256(struct.pack("<q", len(metadata)) + metadata + parts).hexdigest()
+    assert pq.read_metadata(io.BytesIO(encode(rows, {"shard": 3}))).metadata[b"stn.sha256"].decode() == expected
 
 
 def test_a_table_from_before_there_were_checksums_is_read() -> None:

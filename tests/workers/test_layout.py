@@ -38,6 +38,28 @@ def test_other_keys_are_no_shards(key: str) -> None:
     assert layout.shard_of(key) is None
 
 
+@given(st.integers(0, 10**9), st.integers(1, 10**4))
+def test_a_later_rounds_key_leads_back_to_it_and_is_no_shards_first(shard: int, round: int) -> None:
+    assert layout.later_round(layout.counts(shard, round)) == (shard, round)
+    assert layout.shard_of(layout.counts(shard, round)) is None
+    assert layout.later_round(layout.counts(shard)) is None
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "counts/round=01/shard-000001.parquet",
+        "counts/round=1/shard-0000001.parquet",
+        "counts/round=1/shard-000001.retry-000001.parquet",
+        "counts/round=-1/shard-000001.parquet",
+        "counts/round=1/shard-000001.parquet.tmp",
+        "x/counts/round=1/shard-000001.parquet",
+    ],
+)
+def test_other_keys_are_no_later_rounds(key: str) -> None:
+    assert layout.later_round(key) is None
+
+
 @given(st.integers(0, 10**9))
 def test_the_record_of_a_shard_given_up_leads_back_to_it(shard: int) -> None:
     assert layout.failed_of(layout.failed(shard)) == shard
@@ -63,4 +85,5 @@ def test_probes_and_drivers_are_known_by_their_keys() -> None:
 def test_the_plan_and_all_that_lies_among_the_votes_is_told_from_the_rest(name: str) -> None:
     assert layout.may_hold_votes(layout.COUNTS + name)
     assert layout.may_hold_votes(layout.PLAN)
+    assert layout.may_hold_votes(layout.GOAL)
     assert not layout.may_hold_votes(layout.PARTIAL + name)

