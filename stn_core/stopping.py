@@ -26,8 +26,8 @@ Floats = NDArray[np.float64]
 __all__ = ["AdaptiveDraws", "FixedDraws", "Looks", "Rule", "Together", "adaptive_rule", "latest"]
 
 # How the rule goes on. None of these touches what is certified. They were chosen for few draws and few certificates
-# missed on the probabilities of one network (benchmarks/adaptive.py), among values that differ little; two other
-# networks' agree.
+# missed, on the probabilities of one network under one noise (benchmarks/adaptive.py; others are there too).
+# Values near them do hardly worse.
 
 #: Draws of the first round.
 _FIRST = 60
