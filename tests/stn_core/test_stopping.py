@@ -276,7 +276,7 @@ def test_the_next_round_goes_where_the_image_is_foreseen_to_be_settled(failures:
         return
     new = round(failures * int(more[0]) / 300)
     then = with_round(looks, more, more - new, np.array([new]))
-    assert 0 < more <= 2 * 300
+    assert 0 < more <= 1.5 * 300
     if failures == 0:
         assert rule.more(then) == 0
         n = np.array([0.95 * (300 + more[0])]).astype(int)
