@@ -350,6 +350,13 @@ def test_a_damaged_goal_is_named(copied: LocalStore) -> None:
         ({"sampling": {**ADAPTIVE, "tolerance": 0}}, "sampling.tolerance: got 0"),
         ({"sampling": {"draws": 10, "tolerance": 0.1}}, "tolerance belongs to mode adaptive"),
         ({"confidence": {"protocol": "stages"}}, "set sampling.stages"),
+        ({"radii": {"stop": 2, "step": 0.01}}, "set sampling.tolerance for a whole curve"),
+        (
+            {"noise": {"kind": "splitting", "scale": 0.4}},
+            "splitting noise is enumerated, which takes all of its draws: set it to fixed",
+        ),
+        ({"sampling": {**ADAPTIVE, "stages": [True, 2000]}}, "sampling.stages"),
+        ({"sampling": {**ADAPTIVE, "selection_draws": 10**30}}, "sampling.selection_draws"),
     ],
 )
 def test_settings_that_do_not_fit_are_named(sections: dict[str, Any], text: str) -> None:
@@ -366,3 +373,108 @@ def test_tolerance_stops_where_the_radius_is_known_well_enough(tmp_path: Path) -
         assert certify(adaptive(run, sampling={**ADAPTIVE, "tolerance": tolerance})).complete
         draws.append(pd.read_parquet(run / "counts")["draws"].sum())
     assert draws[0] < draws[1]
+
+
+# --- A place in the order of rounds, and goals that change ----------------------------------------------------------
+
+
+def test_a_round_that_is_there_twice_is_refused(copied: LocalStore) -> None:
+    last = max(number for number in range(20) if copied.exists(layout.counts(0, number)))
+    copied.create(layout.counts(0, last + 1), copied.read(layout.counts(0, last)))
+    plan = read_plan(copied)
+    with pytest.raises(RunError, match="its draws do not go on where those before it end"):
+        reduce_run(copied, plan, View.of(plan.asked))
+    assert any("do not go on" in one.text for one in verify_run(copied).findings)
+    result = CliRunner().invoke(main, ["status", copied.uri])
+    assert (result.exit_code, "do not go on" in result.stderr) == (2, True)
+
+
+def test_rounds_that_changed_places_are_refused(copied: LocalStore) -> None:
+    first, second = (copied.read(layout.counts(0, number)) for number in (1, 2))
+    copied.replace(layout.counts(0, 1), second)
+    copied.replace(layout.counts(0, 2), first)
+    assert any("do not go on" in one.text for one in verify_run(copied).findings)
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, commits: int) -> None:
+    real, left = CountingActor._commit, iter(range(commits))
+
+    def commit(self: CountingActor, *arguments: Any) -> bool:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return real(self, *arguments)
+
+    monkeypatch.setattr(CountingActor, "_commit", commit)
+
+
+def test_tables_from_before_a_growth_do_not_look_like_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    paper = digits_spec(store={"run": str(run)})
+    certify(paper)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            certify(adaptive(run))
+    loaded = load_run(LocalStore(run))
+    assert not loaded.complete
+    assert "INCOMPLETE: tables of an earlier goal" in loaded.title
+    result = CliRunner().invoke(main, ["report", str(run)])
+    assert result.exit_code == 3
+    assert "n = 64;" in result.stdout
+    found = verify_run(LocalStore(run))
+    assert found.findings == ()
+    assert any("from before the run was given another goal" in text for text in found.lacking)
+    assert certify(adaptive(run)).complete
+    assert load_run(LocalStore(run)).complete
+
+
+def test_a_goal_that_no_draw_has_followed_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paper = digits_spec(store={"run": str(tmp_path / "run")})
+    certify(paper)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 0)
+        with pytest.raises(KeyboardInterrupt):
+            certify(adaptive(tmp_path / "run"))
+    assert certify(paper).complete
+    assert not LocalStore(tmp_path / "run").exists(layout.GOAL)
+
+
+def test_who_began_before_another_goal_was_set_publishes_nothing(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    paper = digits_spec(store={"run": str(run)})
+
+    def overtaken(*arguments: Any, **named: Any) -> Any:
+        certify(adaptive(run))
+        return hire_inline(*arguments, **named)
+
+    with pytest.raises(RunError, match="was given another goal while this call counted"):
+        certify(paper, hire=overtaken)
+    assert load_run(LocalStore(run)).complete
+    assert certify(adaptive(run)).nothing_to_do
+
+
+def test_a_finished_run_stays_finished_whatever_a_later_version_would_ask(
+    copied: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Greedy:
+        def more(self, looks: Any) -> np.ndarray:
+            return np.full(len(looks.candidate), 5)
+
+    monkeypatch.setattr("orchestrator.plan.Together", lambda rules: Greedy())
+    plan = read_plan(copied)
+    assert status_of(copied).complete
+    assert reduce_run(copied, plan, View.of(plan.asked)).summary.complete
+    # Where the votes are others by now, it is asked again.
+    copied.delete(layout.counts(0, max(number for number in range(20) if copied.exists(layout.counts(0, number)))))
+    assert not status_of(copied).complete
+
+
+def test_votes_that_another_goal_added_are_looked_at_again(copied: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            certify(adaptive(Path(copied.uri), confidence={**ANYTIME, "alpha": 1e-6}))
+    again = certify(adaptive(Path(copied.uri)))
+    assert not again.nothing_to_do
+    assert again.complete
+    assert status_of(copied).complete
