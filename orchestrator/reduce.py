@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from orchestrator.errors import RunError, SpecError
-from orchestrator.plan import Plan
+from orchestrator.plan import ANYTIME, Plan
 from orchestrator.runs import CountRows, counted_shards, read_votes, vote_objects
-from orchestrator.spec import SEQUENTIAL, check_view
+from orchestrator.spec import check_view
 from orchestrator.tables import (
     CERTIFICATES_SCHEMA,
     CURVES_SCHEMA,
@@ -176,7 +176,7 @@ def check_against(plan: Plan, view: View) -> None:
         if plan.sequential and not PROTOCOLS[name].sequential:
             raise SpecError(
                 f"protocol {name!r} holds for a number of draws fixed beforehand, and this run's votes chose theirs: "
-                f"use {' or '.join(SEQUENTIAL)}"
+                f"use {' or '.join(ANYTIME)}"
             )
         if PROTOCOLS[name].sequential and view.interval == "randomised":
             raise SpecError(f"randomised intervals are not for protocol {name!r}: use clopper_pearson")

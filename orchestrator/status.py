@@ -72,8 +72,11 @@ def status_of(store: Store) -> Status:
     counted = failed = undecided = passes = 0
     failures: dict[int, str] = {}
     decided = plan.sequential and settled(_published(store), plan, vote_objects(store))
+    last: float | None = None
     for stored in store.list(layout.COUNTS):
         shard = layout.shard_of(stored.key)
+        if shard is not None or layout.later_round(stored.key) is not None:
+            last = max(stored.modified, last or 0.0)
         if shard is None or shard >= plan.shards:
             continue
         committed.append(stored)
@@ -86,8 +89,9 @@ def status_of(store: Store) -> Status:
         counted, failed = counted + usable, failed + len(table) - usable
         undecided += 0 if decided else rows.undecided(plan)
         passes += int(rows.draws.sum()) + int(table["selection_draws"].to_numpy().sum())
-    rate = images_per_second(committed, plan)
     missing = plan.images - counted - failed
+    # Of images that have votes and are to get more, none can say how many.
+    rate = images_per_second(committed, plan) if missing or not undecided else None
     return Status(
         run=store.uri,
         adaptive=plan.asked.sampling.mode == "adaptive",
@@ -104,7 +108,7 @@ def status_of(store: Store) -> Status:
         passes_planned=plan.passes,
         images_per_s=rate,
         seconds_left=missing / rate if rate and missing else None,
-        last_commit=max((stored.modified for stored in committed), default=None),
+        last_commit=last,
         drivers=tuple(drivers_at_work(store, time.time())),
     )
 
