@@ -75,7 +75,7 @@ def resolve(spec: Spec, known: Index | None = None) -> Resolved:
         dataset_size=len(images),
         num_classes=num_classes,
         image_shape=shape,
-        shard_size=_shard_size(spec) if size == "auto" else size,
+        shard_size=_shard_size(spec, len(indices)) if size == "auto" else size,
         model_sha256=weights_sha256(model.network),
         dataset_sha256=images.fingerprint,
         code_sha256=code_sha256(),
@@ -84,12 +84,13 @@ def resolve(spec: Spec, known: Index | None = None) -> Resolved:
     return Resolved(plan, images, model, sample)
 
 
-def _shard_size(spec: Spec) -> int:
-    """Images in a shard, where the spec names no number."""
+def _shard_size(spec: Spec, images: int) -> int:
+    """Images in a shard, where the spec names no number and the run has so many."""
     sampling = spec.sampling
     if sampling.mode == "adaptive":
-        # A few images of it go on to many draws, and each round is a commit: little to lose.
-        return 16
+        # Each round is a commit, so there is little to lose; the more images, the fuller its last batch. Some shards for
+        # each of a fleet's workers all the same.
+        return max(16, min(64, images // 64))
     # About ten thousand forward passes: seconds to minutes of work.
     return max(1, min(64, 10_000 // (sampling.draws + sampling.selection_draws)))
 
