@@ -88,8 +88,8 @@ def _shard_size(spec: Spec, images: int) -> int:
     """Images in a shard, where the spec names no number and the run has so many."""
     sampling = spec.sampling
     if sampling.mode == "adaptive":
-        # Each round is a commit, so there is little to lose; the more images, the fuller its last batch. Yet there are to
-        # be some for each of a fleet's workers.
+        # Each round is a commit, so there is little to lose; the more images, the fuller its last batch. Yet each of a
+        # fleet's workers is to have some.
         return max(16, min(64, images // 64))
     # About ten thousand forward passes: seconds to minutes of work.
     return max(1, min(64, 10_000 // (sampling.draws + sampling.selection_draws)))
