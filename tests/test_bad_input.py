@@ -790,7 +790,7 @@ PLACES = [
     Bad(
         "a report where nobody may write",
         "report run",
-        "cannot write under run: Permission denied",
+        "cannot write run/curves.png: Permission denied",
         during=permissions("run", 0o555),
     ),
     Bad(
@@ -813,7 +813,7 @@ PLACES = [
         "certify job.yaml --run new",
         "cannot write under new: File too large",
         during=disk_full_at(1000),
-        leaves=frozenset({"new"}),
+        leaves=frozenset({"new", "new/.tmp"}),
     ),
     Bad(
         "a full disk for certificates",
@@ -829,7 +829,7 @@ PLACES = [
         "certify job.yaml --run new --address 127.0.0.1:1",
         "no Ray cluster at 127.0.0.1:1 (--address or $RAY_ADDRESS): Connection refused",
         told="no work",
-        leaves=frozenset({"new", "new/plan.json", "new/drivers"}),
+        leaves=frozenset({"new", "new/.tmp", "new/plan.json", "new/drivers"}),
     ),
     Bad(
         "an address that is none",
@@ -837,7 +837,7 @@ PLACES = [
         "no Ray cluster at nonsense (--address or $RAY_ADDRESS): Invalid address format: nonsense",
         environment(RAY_ADDRESS="nonsense"),
         told="no work",
-        leaves=frozenset({"new", "new/plan.json", "new/drivers"}),
+        leaves=frozenset({"new", "new/.tmp", "new/plan.json", "new/drivers"}),
     ),
 ]
 
