@@ -790,7 +790,7 @@ PLACES = [
     Bad(
         "a report where nobody may write",
         "report run",
-        "curves.png: Permission denied",
+        "cannot write run/curves.png: Permission denied",
         during=permissions("run", 0o555),
     ),
     Bad(
