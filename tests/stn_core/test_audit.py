@@ -177,7 +177,7 @@ def test_of_several_looks_the_best_is_published_and_right(
     claim = Claim(prediction, float(found.p1_lower[0]), float(found.p2_upper[0]), float(found.radius[0]))
     standing = Standing(0, tuple(seen))
     assert audit.audit_standing(terms, claim, standing) == []
-    if claim.p1_lower:
+    if claim.p1_lower > 1e-3:
         for p1 in (claim.p1_lower * (1 + 1e-6), claim.p1_lower * (1 - 1e-6)):
             assert audit.audit_standing(terms, dataclasses.replace(claim, p1_lower=p1), standing) != []
         # Whoever forgets an image's best look finds the bound too large, or still its own.
