@@ -198,7 +198,7 @@ def _act(facts: Facts, pool: Pool, policy: Policy, observe: Observe, now: float)
         facts.named.add((worker, shard))
     for _ in range(decide.workers_missing(facts, policy)):
         facts.starting.add(pool.start())
-    for worker, shard in decide.assignments(facts.queues, facts.pending, decide.in_flight(facts, policy)):
+    for worker, shard in decide.assignments(facts.queues, facts.pending, policy.in_flight):
         facts.pending.popleft()
         _give(facts, pool, worker, shard, now)
     for worker, shard in decide.second_runs(facts, policy, now):

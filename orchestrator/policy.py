@@ -27,8 +27,6 @@ class Policy:
             and at least ``stall_floor_s``.
         stall_factor, stall_floor_s: see ``stall_s``; after the floor, a shard is named even while no median is known.
         known: shards counted before the median counts for something.
-        in_flight_short, short_s: where a shard takes less than so many seconds, that many are queued on a worker if
-            ``in_flight`` are not more: the driver's latency is longer than a shard.
     """
 
     workers: int
@@ -42,8 +40,6 @@ class Policy:
     stall_factor: float = 20.0
     stall_floor_s: float = 600.0
     known: int = 3
-    in_flight_short: int = 8
-    short_s: float = 0.05
 
 
 @dataclass
@@ -172,13 +168,6 @@ def surplus(facts: Facts, policy: Policy) -> list[int]:
     again = sum(_may_run_again(shard, facts, policy) for shard in facts.at_work)
     idle = [worker for worker, queue in facts.queues.items() if not queue]
     return starting + idle[: max(0, len(facts.queues) - left - again)]
-
-
-def in_flight(facts: Facts, policy: Policy) -> int:
-    """Shards to queue on a worker at a time."""
-    median = facts.median_s(policy)
-    short = median is not None and median < policy.short_s
-    return max(policy.in_flight, policy.in_flight_short) if short else policy.in_flight
 
 
 def assignments(queues: Mapping[int, list[int]], pending: Iterable[int], in_flight: int) -> list[tuple[int, int]]:

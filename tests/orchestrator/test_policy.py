@@ -25,17 +25,7 @@ from orchestrator.dispatch import (
     dispatch,
 )
 from orchestrator.errors import WorkersError
-from orchestrator.policy import (
-    Facts,
-    Policy,
-    assignments,
-    hopeless,
-    in_flight,
-    second_runs,
-    stalled,
-    surplus,
-    workers_missing,
-)
+from orchestrator.policy import Facts, Policy, assignments, hopeless, second_runs, stalled, surplus, workers_missing
 
 
 def ok(worker: int, shard: int, passes: int = 1) -> Counted:
@@ -539,23 +529,3 @@ def test_the_stalled_are_those_of_a_look_at_every_worker(facts: Facts, now: floa
     begun = [(worker, queue[0], now - facts.since[worker]) for worker, queue in facts.queues.items() if queue]
     expected = [] if longest is None else [entry for entry in begun if entry[2] > longest]
     assert stalled(facts, policy, now) == expected
-
-
-@pytest.mark.parametrize(
-    ("durations", "queued"),
-    [
-        ([], 2),
-        ([0.01, 0.01], 2),  # too few to know
-        ([0.01, 0.01, 0.01], 8),
-        ([0.01, 0.01, 60.0], 8),
-        ([0.01, 60.0, 60.0], 2),
-        ([0.05, 0.05, 0.05], 2),
-    ],
-)
-def test_more_shards_are_queued_on_a_worker_where_they_are_known_to_be_short(
-    durations: list[float], queued: int
-) -> None:
-    facts = Facts(deque(), durations=deque(durations))
-    assert in_flight(facts, Policy(workers=1)) == queued
-    assert in_flight(facts, Policy(workers=1, in_flight=20)) == 20
-    assert in_flight(facts, Policy(workers=1, in_flight_short=2)) == 2
