@@ -31,8 +31,13 @@ README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- of benchmarks/results/latest.json, by `make bench` -->", "<!-- end of it -->"
 
 
+def known_parts() -> list[str]:
+    """Names of the parts there are."""
+    return sorted({module.name for module in pkgutil.iter_modules(benchmarks.__path__)} - {"__main__", "measure"})
+
+
 def main() -> None:
-    names = sorted({module.name for module in pkgutil.iter_modules(benchmarks.__path__)} - {"__main__", "measure"})
+    names = known_parts()
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("part", nargs="*", choices=[[], *names], help="what to run: all, unless some are named")
     parser.add_argument("--readme", action="store_true", help="run nothing, write the README's table")

@@ -46,8 +46,11 @@ def forward_alone(model: nn.Module, images: torch.Tensor, precision: Precision) 
     torch.cuda.synchronize()
 
 
-def rows(device: torch.device) -> list[Row]:
-    """Of each precision: counting against the forward pass alone, compiled both and not."""
+def rows() -> list[Row]:
+    """Of each precision: counting against the forward pass alone, compiled both and not. None without a GPU."""
+    if not torch.cuda.is_available():
+        return []
+    device = torch.device("cuda")
     name, plain, shape, classes = network()
     torch.manual_seed(0)
     plain = plain.eval().to(device).to(memory_format=torch.channels_last)
@@ -98,12 +101,11 @@ def rows(device: torch.device) -> list[Row]:
 
 
 def main() -> None:
-    if not torch.cuda.is_available():
+    found = rows()
+    if not found:
         print("no CUDA device: nothing measured")
         return
-    device = torch.device("cuda")
-    found = rows(device)
-    machine = {"gpu": torch.cuda.get_device_name(device), "torch": torch.__version__, "cuda": torch.version.cuda}
+    machine = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "cuda": torch.version.cuda}
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps({"machine": machine, "rows": list(map(dataclasses.asdict, found))}, indent=2) + "\n")
 

@@ -133,7 +133,7 @@ class _Work:
 
 def _missing(plan: Plan, done: list[int], undecided: dict[int, int]) -> _Work:
     missing = sorted(set(range(plan.shards)).difference(done))
-    # Those that are begun first: they hold the votes that a lost disk would cost most.
+    # Those that are begun come first: so fewer are half done if this call is interrupted.
     return _Work("count", undecided | {shard: plan.shard_images(shard) for shard in missing})
 
 

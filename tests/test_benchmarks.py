@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 from pathlib import Path
 
@@ -43,6 +45,11 @@ def test_every_goal_kept_can_be_told() -> None:
     for part in json.loads(benchmark.RESULTS.read_text()).values():
         for row in part["rows"]:
             assert (Row(**row).met is None) == (row["goal"] == "")
+
+
+@pytest.mark.parametrize("name", benchmark.known_parts())
+def test_every_part_can_be_run_as_the_others_are(name: str) -> None:
+    assert not inspect.signature(importlib.import_module(f"benchmarks.{name}").rows).parameters
 
 
 def test_a_part_measured_again_leaves_the_others_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

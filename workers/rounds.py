@@ -38,22 +38,22 @@ def looks(table: pa.Table, later: Sequence[pa.Table], protocol: str, num_classes
     Args:
         table: votes of the first round, in index order; one without draws is not looked at.
         later: of each later round, some of those images, in index order.
-        protocol: a name in ``PROTOCOLS``: which class is looked at.
+        protocol: a sequential one's name in ``PROTOCOLS``: which class is looked at.
         num_classes: classes the model votes among.
     """
     index = table["index"].to_numpy()
-    rounds = [
+    # One at a time: as matrices they are large.
+    rounds = (
         Round(
             image=np.searchsorted(index, rows["index"].to_numpy()),
             estimation=counts_table.dense(rows["estimation"], num_classes),
             draws=rows["draws"].to_numpy(),
         )
         for rows in (table, *later)
-    ]
+    )
     labels = table["label"].to_numpy()
     candidate = candidates(
         PROTOCOLS[protocol],
-        estimation=rounds[0].estimation,
         selection=counts_table.dense(table["selection"], num_classes),
         # That of an image that could not be counted may be no class.
         labels=np.where((labels >= 0) & (labels < num_classes), labels, 0),
