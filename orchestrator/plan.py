@@ -161,7 +161,9 @@ class Plan:
         try:
             values = json.loads(content)
             version, spec = values["schema_version"], validate(values["spec"], "its spec")
-        except (ValueError, KeyError, TypeError, SpecError) as error:
+        except KeyError as error:
+            raise RunError(f"{source} is damaged: it has no {error}") from error
+        except (ValueError, TypeError, SpecError) as error:
             raise RunError(f"{source} is damaged: {one_line(error)}") from error
         if version != SCHEMA_VERSION:
             raise RunError(f"{source} was written by a newer version (schema {version}): update this installation")
