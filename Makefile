@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test cluster-test lint bench soak clean
+.PHONY: demo test cluster-test lint bench soak attack-soak clean
 
 demo: $(INSTALLED)
 	$(BIN)/stn train examples/demo.yaml
@@ -31,6 +31,9 @@ bench: $(INSTALLED)
 
 soak: $(INSTALLED)
 	$(BIN)/python -m tests.soak --kills 100 --minutes 40 --out build/soak
+
+attack-soak: $(INSTALLED)
+	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=536870912 $(BIN)/python -m tests.soak.attacks --tries 100000
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

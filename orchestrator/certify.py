@@ -5,19 +5,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import logging
-import re
 from dataclasses import dataclass
 
 from orchestrator import epochs, logs
 from orchestrator.crew import Device, Hire, Task
-from orchestrator.dispatch import Counted, Died, Failed, GivenUp, News, Outcome, Slow, Stalled, dispatch
-from orchestrator.errors import RunError
+from orchestrator.dispatch import Counted, News, Outcome, dispatch
+from orchestrator.errors import RunError, SpecError
 from orchestrator.on_ray.actors import hire_actors
+from orchestrator.opening import keep_index, known_index
 from orchestrator.plan import Plan, difference
 from orchestrator.policy import Facts, Policy
 from orchestrator.presence import announced
-from orchestrator.progress import Meter, meter, time_text
+from orchestrator.progress import Meter, meter
 from orchestrator.reduce import check_against, reduce_run
 from orchestrator.resolve import Resolved, resolve
 from orchestrator.runs import (
@@ -25,7 +24,6 @@ from orchestrator.runs import (
     counted_shards,
     failed_images,
     given_up_shards,
-    read_index,
     read_plan,
     read_shard,
     undecided_shards,
@@ -33,14 +31,11 @@ from orchestrator.runs import (
 )
 from orchestrator.spec import Resources, Spec
 from orchestrator.tables import Reduced, View, goal_of, published, settled
+from orchestrator.telling import tell
 from stn_core.confidence import PROTOCOLS
 from workers import layout
 from workers.counting import CountJob
-from workers.images import EncodedImages, ImageSet
-from workers.settings import ParquetImages, WebDataset
 from workers.store import Store, StoreError
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -80,20 +75,20 @@ def certify_run(spec: Spec, *, retry_failed: bool = False, hire: Hire = hire_act
         RunError: another run is kept there, or it is damaged.
         WorkersError: workers do not start, or fail at everything. What was counted is kept.
     """
+    if not spec.certificates:
+        raise SpecError(f"noise.kind: nothing can be certified with {spec.noise.kind!r}; `stn attack` takes it")
     store = spec.store.open()
     logs.concerns(store.uri)
     if retry_failed and not store.exists(layout.PLAN):
         raise RunError(f"no run at {store.uri}: nothing has failed there yet, leave out --retry-failed")
-    # Of folders, the listing that would tell whether an index still holds is all there is to make one.
-    known = read_index(store) if isinstance(spec.dataset, WebDataset | ParquetImages) else None
-    resolved = resolve(spec, known)
+    resolved = resolve(spec, known_index(store, spec))
     view = View.of(spec)
     check_against(resolved.plan, view)
     store.check_exclusive()
     stored = _settle(store, resolved.plan, view)
     plan = resolved.plan.begun_as(stored)
     resolved = dataclasses.replace(resolved, plan=plan)
-    _keep_index(store, resolved.images)
+    keep_index(store, resolved.images)
     _keep_training(store, plan.spec)
 
     done = counted_shards(store, plan)
@@ -190,18 +185,6 @@ def _without_idle_goal(store: Store, stored: Plan, view: View) -> Plan:
     return begun
 
 
-def _keep_index(store: Store, images: ImageSet) -> None:
-    """Leave the data set's index where workers find it, and the next call of this command."""
-    if not isinstance(images, EncodedImages):
-        return
-    try:
-        kept = read_index(store)
-    except RunError:
-        kept = None
-    if kept is None or (kept.digest, kept.source) != (images.index.digest, images.index.source):
-        store.replace(layout.INDEX, images.index.content.to_pybytes())
-
-
 def _keep_training(store: Store, spec: Spec) -> None:
     """Copy the figures of the network's training into the run, which may outlive the checkpoint."""
     if spec.model.checkpoint is not None and not store.exists(layout.TRAINING):
@@ -246,43 +229,6 @@ def _count(store: Store, resolved: Resolved, resources: Resources, work: _Work, 
 
 def _tell(store: Store, news: News, facts: Facts, work: _Work, recorded: set[int], progress: Meter) -> None:
     """What is told of the news; a record that a shard was given up, which it has overtaken, is removed."""
-    fields = described(news, facts)
-    match news:
-        case Counted():
-            if news.shard in recorded:
-                store.delete(layout.failed(news.shard))
-            if news.failed:
-                text = f"shard {news.shard}: {news.failed} of {news.images} images could not be counted"
-                progress.note(text, **fields)
-            else:
-                log.info("%s", news, extra={"fields": fields})
-            progress.advance(work.images[news.shard])
-        case Failed():
-            progress.note(f"shard {news.shard} failed on worker {news.worker}: {news.reason}", **fields)
-        case Died():
-            what = "was lost with its node" if news.node_lost else "died"
-            progress.note(f"worker {news.worker} {what} and is replaced: {news.reason}", **fields)
-        case Stalled():
-            progress.note(
-                f"shard {news.shard} has stalled, {time_text(news.seconds)} on worker {news.worker}, which is replaced",
-                **fields,
-            )
-        case Slow():
-            progress.note(
-                f"shard {news.shard} has been on worker {news.worker} for {time_text(news.seconds)}; if that is too "
-                "long, set resources.stall_s",
-                **fields,
-            )
-        case _:
-            log.info("%s", news, extra={"fields": fields})
-
-
-def described(news: News, facts: Facts) -> dict[str, object]:
-    """An event or decision as values: its kind, all it has, and which attempt at a shard it is about, from 1."""
-    shard = getattr(news, "shard", None)
-    if isinstance(news, Died) and facts.queues.get(news.worker):
-        shard = facts.queues[news.worker][0]
-    values = {"event": re.sub("(?<=.)(?=[A-Z])", "_", type(news).__name__).lower(), **dataclasses.asdict(news)}
-    if shard is not None:
-        values |= {"shard": shard, "attempt": facts.attempts[shard] + (not isinstance(news, GivenUp))}
-    return values
+    if isinstance(news, Counted) and news.shard in recorded:
+        store.delete(layout.failed(news.shard))
+    tell(news, facts, work.images, progress)

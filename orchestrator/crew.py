@@ -9,12 +9,16 @@ from typing import Literal, Protocol
 
 from orchestrator.dispatch import Observe, Pool
 from orchestrator.spec import Resources
+from workers.attacking import AttackJob
 from workers.counting import CountJob
+
+#: All that a worker is told of what it is to do.
+Job = CountJob | AttackJob
 
 Device = Literal["cpu", "cuda"]
 
-#: What is done with a shard: all of it counted, or those of its images that could not be.
-Task = Literal["count", "retry"]
+#: What is done with a shard: all of it counted, or those of its images that could not be; or it is attacked.
+Task = Literal["count", "retry", "attack"]
 
 
 @dataclass(frozen=True)
@@ -36,5 +40,9 @@ class Hire(Protocol):
     """``orchestrator.on_ray.actors.hire_actors``, or something in its place."""
 
     def __call__(
-        self, make_job: Callable[[Device], CountJob], task: Task, resources: Resources, warn: Callable[[str], None]
+        self,
+        make_job: Callable[[Device], Job],
+        task: Task,
+        resources: Resources,
+        warn: Callable[[str], None],
     ) -> AbstractContextManager[Crew]: ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -239,8 +240,8 @@ def largest_radius(votes: int, alpha: float) -> float:
     return float(CERTIFICATES["renyi"].unit_radius(np.atleast_1d(p1_lower), np.atleast_1d(1 - p1_lower))[0])
 
 
-def rows_csv(rows: Sequence[Row]) -> bytes:
-    """The table for other programs."""
+def rows_csv(rows: Sequence[Any]) -> bytes:
+    """A table for other programs: of dataclasses, all of one kind."""
     sink = io.BytesIO()
     csv.write_csv(pa.Table.from_pylist([asdict(row) for row in rows]), sink)
     return sink.getvalue()

@@ -120,7 +120,7 @@ class Plan:
     def to_json(self) -> bytes:
         content = {
             **{name: value for name, value in dataclasses.asdict(self).items() if name != "goal"},
-            "spec": self.spec.model_dump(mode="json"),
+            "spec": self.spec.model_dump(mode="json", exclude={"attack"}),
             "versions": dict(self.versions),
         }
         return json.dumps({**content, "shards": self.shards, "images": self.images}, indent=2, sort_keys=True).encode()
@@ -153,7 +153,9 @@ class Plan:
     def goal_json(self) -> bytes:
         """What is kept beside the plan of a run that was given another goal."""
         return json.dumps(
-            {"schema_version": SCHEMA_VERSION, "spec": self.asked.model_dump(mode="json")}, indent=2, sort_keys=True
+            {"schema_version": SCHEMA_VERSION, "spec": self.asked.model_dump(mode="json", exclude={"attack"})},
+            indent=2,
+            sort_keys=True,
         ).encode()
 
     def with_goal(self, content: bytes, source: str) -> Plan:
@@ -268,6 +270,7 @@ class Plan:
                 exclude={
                     "store": True,
                     "resources": True,
+                    "attack": True,
                     "dataset": {*PLACES, "indices"},
                     "model": {"checkpoint"},
                     "training": {"dataset": {*PLACES, "indices"}, "validation": True},

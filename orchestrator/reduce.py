@@ -168,6 +168,8 @@ class _Sums:
 
 def check_against(plan: Plan, view: View) -> None:
     """Raise SpecError unless ``view`` can be computed from this run's votes."""
+    if not view.certificates:
+        raise SpecError(f"nothing can be certified with noise of kind {plan.spec.noise.kind}: `stn attack` takes it")
     try:
         check_view(view.certificates, view.protocols, plan.spec.noise, plan.spec.sampling)
     except ValueError as error:

@@ -16,12 +16,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from orchestrator.attack_figures import attacks_figure
 from orchestrator.envelope import Envelope, envelopes
 from orchestrator.imported import Imported, radii_beside
 from orchestrator.imported_text import imported_facts, imported_table
 from orchestrator.numerals import NORMS, percent, percent_up, radius_text
-from orchestrator.reported import ReportedRun, load_run
+from orchestrator.reported import ReportedRun, find_run, no_certificates
 from orchestrator.tables import Line, Summary, View, published, read_certificates
+from orchestrator.under_attack import UnderAttack, load_attacks, section
 from stn_core.certificates import CERTIFICATES
 from stn_core.confidence import PROTOCOLS
 from stn_core.curves import certified_correct
@@ -34,6 +36,9 @@ _MOST_STEPS = 4000
 
 #: A longer title would squeeze the axes.
 _LEGEND_CHARACTERS = 60
+
+#: Of attacked images on a page, all runs together, as 8-bit pixels: the page stays below 10 MB.
+_GALLERY_BYTES = 6_000_000
 
 
 @dataclass(frozen=True)
@@ -161,14 +166,50 @@ def _drawable(title: str) -> str:
     return "run " + text.replace("$", r"\$") if text.startswith("_") else text.replace("$", r"\$")
 
 
-def report_html(runs: Sequence[ReportedRun], figure: bytes, imported: Sequence[Imported] = ()) -> str:
-    """One page with figure, tables and what was certified; nothing outside it is needed to read it."""
+@dataclass(frozen=True)
+class Published:
+    """What a report shows.
+
+    Attributes:
+        runs: that have certificates.
+        attacks: of these and of others that have none yet.
+        written: keys of the report's objects.
+    """
+
+    runs: list[ReportedRun]
+    attacks: list[UnderAttack]
+    written: tuple[str, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Nothing shown is missing or failed."""
+        return all(run.complete for run in self.runs) and all(one.attacked.complete for one in self.attacks)
+
+
+def report_html(
+    runs: Sequence[ReportedRun],
+    figure: bytes | None,
+    imported: Sequence[Imported] = (),
+    attacks: Sequence[UnderAttack] = (),
+) -> str:
+    """One page with figure, tables and what was certified and attacked; nothing outside it is needed to read it.
+
+    Args:
+        runs: that have certificates.
+        figure: of certified accuracy, as PNG; None where nothing is certified.
+        imported: shown beside them.
+        attacks: on these runs, and on others that have no certificates.
+    """
     shown = shown_radii(runs)
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         files("orchestrator").joinpath("report.html.j2").read_text()
     )
     return template.render(
-        figure=base64.b64encode(figure).decode(),
+        figure=figure and base64.b64encode(figure).decode(),
+        incomplete=not all([*(run.complete for run in runs), *(one.attacked.complete for one in attacks)]),
+        heading="Certified accuracy" if runs or imported else "Robust accuracy under attack",
+        attacked=bool(attacks),
+        uncertified=[_attacks(one) for one in attacks if one.run is None],
         best=[best_table(best) for best in envelopes(runs)],
         runs=[
             {
@@ -177,6 +218,7 @@ def report_html(runs: Sequence[ReportedRun], figure: bytes, imported: Sequence[I
                 "facts": facts(run),
                 "population": population_table(run),
                 "learning": _learning(run.epochs) if run.epochs else None,
+                "attacks": [_attacks(one) for one in attacks if one.run is run],
                 **radius_table(run),
             }
             for run in runs
@@ -202,14 +244,30 @@ def _learning(epochs: Sequence[Epoch]) -> dict[str, str]:
     return {"text": training_text(epochs), "figure": base64.b64encode(learning_png(epochs)).decode()}
 
 
-def publish(stores: Sequence[Store], target: Store, imported: Sequence[Imported] = ()) -> list[ReportedRun]:
-    """Write the figure and the page of some runs, and of what is shown beside them, to ``target``, and return the runs.
-    Raises RunError."""
-    runs = [load_run(store) for store in stores]
-    figure = figure_png([(run, load_steps(store, run)) for store, run in zip(stores, runs, strict=True)], imported)
-    target.replace(layout.FIGURE, figure)
-    target.replace(layout.REPORT, report_html(runs, figure, imported).encode())
-    return runs
+def _attacks(one: UnderAttack) -> dict[str, Any]:
+    figure = png(attacks_figure(one.attacked, one.sandwiches or ()))
+    return {**section(one), "figure": base64.b64encode(figure).decode()}
+
+
+def publish(stores: Sequence[Store], target: Store, imported: Sequence[Imported] = ()) -> Published:
+    """Write the figure and the page of some runs, and of what is shown beside them, to ``target``. Raises RunError, as
+    for a run that has neither certificates nor attacks."""
+    drawn, attacks = [], []
+    for store in stores:
+        run = find_run(store)
+        found = load_attacks(store, run, _GALLERY_BYTES // len(stores))
+        if found is not None:
+            attacks.append(found)
+        elif run is None:
+            raise no_certificates(store)
+        if run is not None:
+            drawn.append((run, load_steps(store, run)))
+    runs = [run for run, _ in drawn]
+    figure = figure_png(drawn, imported) if drawn or imported else None
+    if figure is not None:
+        target.replace(layout.FIGURE, figure)
+    target.replace(layout.REPORT, report_html(runs, figure, imported, attacks).encode())
+    return Published(runs, attacks, (layout.REPORT,) if figure is None else (layout.FIGURE, layout.REPORT))
 
 
 def radius_table(run: ReportedRun) -> dict[str, Any]:

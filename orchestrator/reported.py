@@ -69,11 +69,27 @@ class ReportedRun:
 
 def load_run(store: Store) -> ReportedRun:
     """The run in ``store``, its partial view if it is incomplete. Raises RunError."""
+    run = find_run(store)
+    if run is None:
+        raise no_certificates(store)
+    return run
+
+
+def find_run(store: Store) -> ReportedRun | None:
+    """As ``load_run``; None where the run has no certificates yet."""
     plan = read_plan(store)
     reduced = published(store) or published(store, partial=True)
-    if reduced is None:
-        raise RunError(f"{store.uri} has no certificates yet: run `stn reduce` first")
-    return ReportedRun(store.uri.rstrip("/").rsplit("/", 1)[-1], plan, reduced, _epochs(store))
+    return None if reduced is None else ReportedRun(name_of(store), plan, reduced, _epochs(store))
+
+
+def no_certificates(store: Store) -> RunError:
+    """What there is to say of a run without any."""
+    return RunError(f"{store.uri} has no certificates yet: run `stn reduce` first")
+
+
+def name_of(store: Store) -> str:
+    """What the run in ``store`` is called: its last path component."""
+    return store.uri.rstrip("/").rsplit("/", 1)[-1]
 
 
 def _epochs(store: Store) -> tuple[Epoch, ...]:

@@ -55,7 +55,7 @@ def resolve(spec: Spec, known: Index | None = None) -> Resolved:
         SpecError: something named does not exist or does not fit, or the job was submitted with other versions.
     """
     held_to_versions()
-    spec = _with_absolute_paths(spec)
+    spec = _with_absolute_paths(spec).model_copy(update={"attack": None})  # which is no part of what a run is
     _check_checkpoint(spec)
     try:
         spec = _with_declared(spec)

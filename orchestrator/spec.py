@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-import numpy as np
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, FiniteFloat, PositiveInt, ValidationError, model_validator
 from pydantic_core import ErrorDetails
@@ -19,7 +18,19 @@ from stn_core.certificates import CERTIFICATES, certificates_for
 from stn_core.certify import check_noise
 from stn_core.confidence import PROTOCOLS, Interval, check_protocol
 from stn_core.naming import did_you_mean, one_line, pick
-from workers.settings import Dataset, Model, Noise, Sampling, Section, SplittingNoise, StoreSettings, Training
+from workers.attack_settings import Attacks
+from workers.settings import (
+    NEEDS,
+    Dataset,
+    Model,
+    Noise,
+    Sampling,
+    Section,
+    SplittingNoise,
+    StoreSettings,
+    Training,
+    stepped,
+)
 
 #: Radii that adaptive sampling settles one by one.
 _MOST_RADII = 100
@@ -63,23 +74,6 @@ class Resources(Section):
     )
 
 
-def _radii(value: Any) -> Any:
-    """A list, or {start, stop, step} with both ends included."""
-    if isinstance(value, Mapping):
-        unknown = set(value) - {"start", "stop", "step"}
-        if unknown or "stop" not in value or "step" not in value:
-            raise ValueError("needs stop and step, and may have start; or a plain list of radii")
-        try:
-            start, stop, step = (float(value.get(name, 0.0)) for name in ("start", "stop", "step"))
-        except (TypeError, ValueError, OverflowError):
-            raise ValueError(f"start, stop and step must be numbers, got {dict(value)!r}") from None
-        if not (step > 0 and stop >= start and (stop - start) / step < 100_000):
-            raise ValueError("needs step > 0 and stop >= start")
-        # Rounded to what was written: 0.1 * 3 is not the radius anyone asked for.
-        return tuple(round(start + i * step, 12) for i in range(int(np.floor((stop - start) / step + 1e-9)) + 1))
-    return value
-
-
 def _certificates(spec: Mapping[str, Any]) -> tuple[str, ...]:
     """Those that a spec means without naming any."""
     fitting = certificates_for(getattr(spec.get("noise"), "kind", ""))
@@ -97,20 +91,24 @@ class Spec(Section):
     noise: Noise
     sampling: Sampling
     confidence: Confidence = Confidence()
-    certificates: tuple[str, ...] = Field(default_factory=lambda spec: _certificates(spec), min_length=1)
-    radii: Annotated[tuple[Annotated[FiniteFloat, Field(ge=0)], ...], BeforeValidator(_radii), Field(min_length=1)] = (
+    certificates: tuple[str, ...] = Field(default_factory=lambda spec: _certificates(spec))
+    radii: Annotated[tuple[Annotated[FiniteFloat, Field(ge=0)], ...], BeforeValidator(stepped), Field(min_length=1)] = (
         Field(description="radii at which certified accuracy is reported, in [0, 1] pixel units")
     )
     store: StoreSettings
     resources: Resources = Resources()
     training: Training | None = None
+    attack: Attacks | None = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Spec:
-        if self.sampling.mode == "adaptive" and self.noise.kind == "splitting":
+        if self.sampling.mode == "adaptive" and self.noise.kind in ("splitting", "none"):
             raise ValueError(
-                "sampling.mode: splitting noise is enumerated, which takes all of its draws: set it to fixed"
+                f"sampling.mode: {self.noise.kind} noise is enumerated, which takes all of its draws: set it to fixed"
             )
+        if not self.certificates and self.noise.kind != "none":
+            fitting = ", ".join(certificates_for(self.noise.kind))
+            raise ValueError(f"certificates: none are named; with {self.noise.kind} noise there are {fitting}")
         check_view(self.certificates, (self.confidence.protocol,), self.noise, self.sampling)
         _check_sequential(self.sampling, self.confidence)
         if self.sampling.mode == "adaptive" and self.sampling.tolerance is None and len(self.radii) > _MOST_RADII:
@@ -119,7 +117,7 @@ class Spec(Section):
                 f"for a whole curve, or name at most {_MOST_RADII}"
             )
         _check_enumerable(self.noise, self.sampling)
-        _check_additive(self.noise, self.training)
+        _check_additive(self.noise, self.training, self.attack)
         if list(self.radii) != sorted(set(self.radii)):
             raise ValueError("radii: must increase, each once")
         return self
@@ -164,6 +162,11 @@ def _check_sequential(sampling: Sampling, confidence: Confidence) -> None:
 
 def _check_enumerable(noise: Noise, sampling: Sampling) -> None:
     """Raise ValueError unless the draws are all there are, where noise is enumerated."""
+    if noise.kind == "none" and (sampling.draws != 1 or sampling.selection_draws):
+        raise ValueError(
+            "without noise (noise.kind none) all draws are the same: set sampling.draws to 1 and "
+            "sampling.selection_draws to 0"
+        )
     if isinstance(noise, SplittingNoise):
         draws = noise.build().draws
         if sampling.draws != draws or sampling.selection_draws:
@@ -173,8 +176,12 @@ def _check_enumerable(noise: Noise, sampling: Sampling) -> None:
             )
 
 
-def _check_additive(noise: Noise, training: Training | None) -> None:
-    """Raise ValueError if training moves images under noise that is not simply added to them."""
+def _check_additive(noise: Noise, training: Training | None, attack: Attacks | None) -> None:
+    """Raise ValueError unless noise is there, and simply added to images, where something needs that."""
+    if attack is not None and noise.kind == "splitting":
+        raise ValueError("attack: gradients pass through noise that is added, and splitting noise is not: remove it")
+    if training is not None and training.method in NEEDS["sigma"] and training.sigma is None and noise.kind == "none":
+        raise ValueError(f"training: method {training.method} trains with noise, and noise.kind is none: set sigma")
     if training is not None and training.method == "smoothadv" and training.sigma is None and noise.kind == "splitting":
         raise ValueError("training: method smoothadv needs noise that is added to images, and splitting noise is not")
 
@@ -319,6 +326,13 @@ def _walk(model: type[BaseModel], location: Sequence[int | str]) -> tuple[list[s
         tagged = [m for m in models if "kind" in m.model_fields and step in get_args(m.model_fields["kind"].annotation)]
         if tagged and len(models) > 1:
             current, valid = list(tagged), list(tagged[0].model_fields)
+            continue
+        named = next((kind for kind in current if get_origin(kind) is dict), None)
+        if named is not None:  # the user's own names, each of a section
+            path.append(str(step))
+            current = _members(get_args(named)[1])
+            fields = (name for section in current for name in getattr(section, "model_fields", ()))
+            valid = list(dict.fromkeys(fields))
             continue
         holder = next((m for m in models if step in m.model_fields), None)
         if holder is None and isinstance(step, str) and path and not models:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyarrow.compute as pc
 
 from orchestrator.errors import RunError
 from orchestrator.plan import Plan
 from orchestrator.presence import Driver, drivers_at_work
+from orchestrator.robustness import attempted
 from orchestrator.runs import given_up_shards, read_plan, read_shard, vote_objects
 from orchestrator.tables import Reduced, published, settled
 from workers import layout
@@ -44,6 +45,7 @@ class Status:
         seconds_left: at that rate; None where unknown or nothing is left.
         last_commit: seconds since the epoch, None before the first.
         drivers: at work on it, as far as their records tell.
+        attacks: on its classifier, name to shards attacked.
     """
 
     run: str
@@ -63,6 +65,7 @@ class Status:
     seconds_left: float | None
     last_commit: float | None
     drivers: tuple[Driver, ...]
+    attacks: dict[str, int] = field(default_factory=dict)
 
 
 def status_of(store: Store) -> Status:
@@ -110,6 +113,7 @@ def status_of(store: Store) -> Status:
         seconds_left=missing / rate if rate and missing else None,
         last_commit=last,
         drivers=tuple(drivers_at_work(store, time.time())),
+        attacks={name: len(shards) for name, shards in attempted(store, plan).items()},
     )
 
 

@@ -94,13 +94,13 @@ def _point(spec: Spec, method: Method | None, sigma: float) -> Point:
     content["noise"]["sigma"] = sigma
     content["store"]["run"] = f"{spec.store.run.rstrip('/')}/{name}"
     if method is not None:
-        content["training"] = _training(content["training"], method)
+        content["training"] = of_method(content["training"], method)
         content["model"]["checkpoint"] = _checkpoint(spec, method, name)
     return Point(name, validate(content, f"sweep, {name}"))
 
 
-def _training(section: dict[str, Any], method: Method) -> dict[str, Any]:
-    """The section for a method: what that has no use for is left out, and the weight of another's regulariser."""
+def of_method(section: dict[str, Any], method: Method) -> dict[str, Any]:
+    """A section for another method: what that has no use for is left out, and the weight of another's regulariser."""
     without = {key for key, methods in NEEDS.items() if method not in methods}
     if method != section["method"]:
         without |= {"gamma"}

@@ -72,7 +72,7 @@ def count_votes(
         seed: the job's seed.
         keys: one integer per image, the identity its noise is derived from; images with the same key share noise.
         first_draw: number of the first draw, of all or one per image; ``draws`` consecutive ones are counted.
-        phase: "selection" and "estimation" draws are independent of each other.
+        phase: draws of different phases are independent of each other.
         batch_size: rows per forward pass; None chooses by image size and device.
         device: where to run; None means where the model's parameters are.
         precision: of the forward pass. Logits are compared in float32 always.
@@ -95,7 +95,7 @@ def count_votes(
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if phase not in get_args(Phase):
-        raise ValueError(f"phase must be selection or estimation, got {phase!r}")
+        raise ValueError(f"phase must be one of {', '.join(get_args(Phase))}, got {phase!r}")
     check_identity(_integer(seed, "seed"), image_keys)
 
     place = torch.device(device) if device is not None else _device_of(model)

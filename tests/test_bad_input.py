@@ -768,6 +768,25 @@ VIEWS = [
     ),
     Bad("an unknown table", "paper table2 job.yaml", "No such command 'table2'"),
     Bad("a figure of no training", "paper figure1 job.yaml --run new --sigma 0.1", "needs the spec's training section"),
+    Bad("attacks on no training", "paper figure3 job.yaml --run new", "training is missing: Figure 3 trains"),
+    Bad("noise of no training", "paper figure4 job.yaml --run new --sigma 0.1", "training is missing: Figure 4 tr"),
+    Bad("an attack that is not described", "attack job.yaml", "attack is missing: say which attacks, as examples/att"),
+    Bad(
+        "an unknown attack",
+        "attack job.yaml --set 'attack={attacks: {a: {kind: fgsm, sizes: [1]}}}'",
+        "attack.attacks.a.kind: got 'fgsm'; valid: pgd, cw, square",
+    ),
+    Bad(
+        "attacks that shrink",
+        "attack job.yaml --set 'attack={attacks: {a: {kind: cw, sizes: [2, 1]}}}'",
+        "sizes must increase, each once, got [2.0, 1.0]",
+    ),
+    Bad(
+        "an attack through a source that is not there",
+        "attack job.yaml --set 'attack.attacks={a: {kind: cw, sizes: [1], source: {name: mnist, checkpoint: x}}}'",
+        "attack.attacks.a.source: no checkpoint at",
+    ),
+    Bad("no noise, and draws", "certify job.yaml --run new --set 'noise={kind: none}'", "set sampling.draws to 1"),
     Bad("an examination of half a spec", "doctor --run run", "--run and --set go with a SPEC"),
 ]
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from orchestrator.cli import main
 from orchestrator.spec import Spec
 from stn_core import CERTIFICATES, PROTOCOLS
+from workers.attack_settings import Attacks, CarliniWagner, ProjectedGradient, Square
 from workers.settings import (
     Attack,
     Augmentation,
@@ -21,6 +22,7 @@ from workers.settings import (
     LaplaceNoise,
     Mnist,
     Model,
+    NoNoise,
     Normalization,
     ParquetImages,
     SplittingNoise,
@@ -42,7 +44,8 @@ def test_every_command_is_described() -> None:
 def test_every_section_and_key_of_a_spec_is_named() -> None:
     sections: list[type[BaseModel]] = [
         *(Digits, Mnist, ImageFolder, ImageNet, WebDataset, ParquetImages),
-        *(GaussianNoise, LaplaceNoise, UniformNoise, SplittingNoise),
+        *(GaussianNoise, LaplaceNoise, UniformNoise, SplittingNoise, NoNoise),
+        *(Attacks, ProjectedGradient, CarliniWagner, Square),
         *(Model, Normalization, StoreSettings, Training, Attack, Augmentation),
     ]
     for name, field in Spec.model_fields.items():

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from workers import counts_table, layout
+from workers import counts_table, layout, sealed
 from workers.store import ObjectMissing, Store
 
 
@@ -84,7 +84,7 @@ def read_committed(store: Store, shard: int, *, later: bool = False) -> Committe
 def _decode(store: Store, key: str) -> tuple[pa.Table, dict[str, Any]]:
     try:
         return counts_table.decode(store.read(key))
-    except counts_table.NewerVersion as error:
+    except sealed.NewerVersion as error:
         raise DamagedVotes(key, str(error), "update this installation") from error
     except ValueError as error:
         raise DamagedVotes(key, str(error)) from error

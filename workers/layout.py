@@ -11,9 +11,13 @@ RUN/certificates.parquet, curves.parquet    views of a complete run's votes
 RUN/partial/...                             the same views while the run is incomplete
 RUN/training.parquet                        the epochs of the network's training, where `stn train` trained it
 RUN/report.html, curves.png                 for people; also beside a sweep's runs, as figure1.png and table1.csv
+RUN/figure3.png, figure3.csv                beside the attacked runs of a figure, and likewise of figure4
 RUN/linear_program.parquet                  margins of a linear program's networks, beside a table1.csv
 RUN/drivers/HOST-PID-….json                 drivers at work, each refreshing its own
 RUN/imported.parquet                        certificates from elsewhere: no run of ours, and beside no plan
+RUN/attacks/NAME/attack.json                what an attack on the run's classifier is
+RUN/attacks/NAME/shard-000042.parquet       attempts on a shard's images, one object: its own commit
+RUN/attempts.parquet, robustness.parquet    views of all attacks' attempts, where all are complete
 RUN/.probe/...                              objects of no meaning, written to see what a store can do
 """
 
@@ -34,10 +38,15 @@ CERTIFICATES = "certificates.parquet"
 CURVES = "curves.parquet"
 TRAINING = "training.parquet"
 IMPORTED = "imported.parquet"
+ATTACKS = "attacks/"
+ATTEMPTS = "attempts.parquet"
+ROBUSTNESS = "robustness.parquet"
 REPORT = "report.html"
 FIGURE = "curves.png"
 FIGURE_1 = "figure1.png"
 TABLE_1 = "table1.csv"
+FIGURE_3, FIGURE_3_TABLE = "figure3.png", "figure3.csv"
+FIGURE_4, FIGURE_4_TABLE = "figure4.png", "figure4.csv"
 LINEAR_PROGRAM = "linear_program.parquet"
 
 _SHARD = re.compile(r"counts/round=0/shard-(\d{6,})\.parquet")
@@ -45,6 +54,8 @@ _ROUND = re.compile(r"counts/round=(\d+)/shard-(\d{6,})\.parquet")
 _RETRY = re.compile(r"counts/round=0/shard-(\d{6,})\.retry-(\d{6,})\.parquet")
 _FAILED = re.compile(r"failed/shard-(\d{6,})\.json")
 _DRIVER = re.compile(r"drivers/[^/]+\.json")
+_ATTACK = re.compile(r"attacks/([a-z0-9][a-z0-9_-]*)/attack\.json")
+_ATTEMPTS = re.compile(r"attacks/([a-z0-9][a-z0-9_-]*)/shard-(\d{6,})\.parquet")
 _PROBE = re.compile(r"\.probe/[0-9a-f]{32}")
 
 
@@ -105,6 +116,28 @@ def is_driver(key: str) -> bool:
     return _DRIVER.fullmatch(key) is not None
 
 
+def attack(name: str) -> str:
+    """Key of what an attack is."""
+    return f"{ATTACKS}{name}/attack.json"
+
+
+def attack_of(key: str) -> str | None:
+    """The name of the attack that is described under ``key``; None for any other key."""
+    match = _ATTACK.fullmatch(key)
+    return match[1] if match else None
+
+
+def attempts(name: str, shard: int) -> str:
+    """Key of an attack's attempts on a shard's images."""
+    return f"{ATTACKS}{name}/shard-{shard:06d}.parquet"
+
+
+def attempts_of(key: str) -> tuple[str, int] | None:
+    """The attack and shard whose attempts lie under ``key``; None for any other key."""
+    match = _ATTEMPTS.fullmatch(key)
+    return (match[1], int(match[2])) if match and attempts(match[1], int(match[2])) == key else None
+
+
 def probe() -> str:
     """Key of an object of no meaning, another one at every call."""
     return f"{PROBES}{uuid.uuid4().hex}"
@@ -116,6 +149,6 @@ def is_probe(key: str) -> bool:
 
 
 def may_hold_votes(key: str) -> bool:
-    """Whether an object is the plan, what became of it, or lies among the votes, whatever its name there: never to be
-    deleted."""
-    return key in (PLAN, GOAL) or key.startswith(COUNTS)
+    """Whether an object is the plan, what became of it, or lies among the votes, of attacked images too, whatever its
+    name there: never to be deleted."""
+    return key in (PLAN, GOAL) or key.startswith((COUNTS, ATTACKS))

@@ -57,10 +57,11 @@ class Stopped(Exception):
     """A worker has been told to commit nothing more."""
 
 
-class CountingActor:
-    """Loads the model once, then counts and commits the shards it is told.
+class ShardActor:
+    """What actors that work on a run's shards have in common: they check that they see what was planned, load the model
+    once, and commit.
 
-    Called from two threads, it reads the images of one shard while another is being counted.
+    Called from two threads, they read the images of one shard while another is at work.
     """
 
     def __init__(self, job: CountJob) -> None:
@@ -68,7 +69,7 @@ class CountingActor:
         importable(job.import_paths)
         torch.set_num_threads(job.threads)
         self._job = job
-        self._counting, self._committing = threading.Lock(), threading.Lock()
+        self._working, self._committing = threading.Lock(), threading.Lock()
         self._stopped = False
         self._device = torch.device(job.device)
         self._store = job.store.open()
@@ -76,6 +77,8 @@ class CountingActor:
         model = load_model(job.model, job.num_classes, job.store.options)
         self._check(model)
         self._model = prepared(model, job.model, compile=job.compile, device=self._device)
+        self._s3_retries = ray.util.metrics.Counter(retries.METRIC, retries.MEANING, tag_keys=("run",))
+        self._s3_retries.set_default_tags({"run": job.store.run})
         if job.compile:
             # Here rather than in the first shard: it takes its time, and may fail.
             count_votes(
@@ -90,8 +93,6 @@ class CountingActor:
                 device=self._device,
                 precision=job.precision,
             )
-        self._s3_retries = ray.util.metrics.Counter(retries.METRIC, retries.MEANING, tag_keys=("run",))
-        self._s3_retries.set_default_tags({"run": job.store.run})
 
     def _open_images(self) -> ImageSet:
         dataset, options = self._job.dataset, self._job.store.options
@@ -127,6 +128,26 @@ class CountingActor:
 
     def ready(self) -> None:
         """Returns once the actor is up; a failure to start surfaces here."""
+
+    @ray.method(concurrency_group="control")
+    def stop(self) -> None:
+        """Returns once no commit is under way; none begins afterwards."""
+        with self._committing:
+            self._stopped = True
+
+    def _create(self, key: str, content: bytes) -> bool:
+        """Commit an object; whether it is the one that counts."""
+        with self._committing:
+            if self._stopped:
+                raise Stopped("the driver is stopping")
+            first = self._store.create(key, content)
+        if repeated := retries.take():
+            self._s3_retries.inc(repeated)
+        return first
+
+
+class CountingActor(ShardActor):
+    """Counts and commits the shards it is told."""
 
     def count(self, shard: int) -> Receipt:
         """Count what a shard's votes leave open, round by round, and commit each round, unless another worker has."""
@@ -199,27 +220,14 @@ class CountingActor:
             return None
         return next_round(committed.table, committed.later, job.rule, job.protocol, job.num_classes)
 
-    @ray.method(concurrency_group="control")
-    def stop(self) -> None:
-        """Returns once no commit is under way; none begins afterwards."""
-        with self._committing:
-            self._stopped = True
-
     def _votes(self, images: Shard, ask: Ask) -> pa.Table:
-        with self._counting:
+        with self._working:
             torch.set_num_threads(self._job.threads)  # holds for the calling thread alone
             return count_images(self._job, images, ask, self._model, self._device)
 
     def _commit(self, key: str, shard: int, table: pa.Table, where: Mapping[str, Any] = MappingProxyType({})) -> bool:
-        provenance = {**self._job.provenance, "shard": shard, "device": _device_name(self._device), **where}
-        content = counts_table.encode(table, provenance)
-        with self._committing:
-            if self._stopped:
-                raise Stopped("the driver is stopping")
-            first = self._store.create(key, content)
-        if repeated := retries.take():
-            self._s3_retries.inc(repeated)
-        return first
+        provenance = {**self._job.provenance, "shard": shard, "device": device_name(self._device), **where}
+        return self._create(key, counts_table.encode(table, provenance))
 
 
 def _passes(table: pa.Table) -> int:
@@ -227,5 +235,6 @@ def _passes(table: pa.Table) -> int:
     return draws
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """Which model of GPU, or cpu."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

@@ -34,6 +34,24 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def stepped(value: Any) -> Any:
+    """What a list of numbers may be written as: the list, or {start, stop, step} with both ends included. Raises
+    ValueError."""
+    if isinstance(value, Mapping):
+        unknown = set(value) - {"start", "stop", "step"}
+        if unknown or "stop" not in value or "step" not in value:
+            raise ValueError("needs stop and step, and may have start; or a plain list")
+        try:
+            start, stop, step = (float(value.get(name, 0.0)) for name in ("start", "stop", "step"))
+        except (TypeError, ValueError, OverflowError):
+            raise ValueError(f"start, stop and step must be numbers, got {dict(value)!r}") from None
+        if not (step > 0 and stop >= start and (stop - start) / step < 100_000):
+            raise ValueError("needs step > 0 and stop >= start")
+        # Rounded to what was written: 0.1 * 3 is not the radius anyone asked for.
+        return tuple(round(start + i * step, 12) for i in range(int((stop - start) / step + 1e-9) + 1))
+    return value
+
+
 def _place(value: Any) -> Path | str:
     """A path; or the URI of what is in object storage, which as a path would lose a slash."""
     if isinstance(value, str):
@@ -266,6 +284,15 @@ class SplittingNoise(Section):
         return noise.Splitting(self.scale)
 
 
+class NoNoise(Section):
+    """The image as it is: an ordinary classifier, to attack beside smoothed ones."""
+
+    kind: Literal["none"]
+
+    def build(self) -> noise.Noise:
+        return noise.NoNoise()
+
+
 def _noise_kind(value: Any) -> str | None:
     if isinstance(value, dict):
         return value.get("kind", "gaussian")
@@ -276,7 +303,8 @@ Noise = Annotated[
     Annotated[GaussianNoise, Tag("gaussian")]
     | Annotated[LaplaceNoise, Tag("laplace")]
     | Annotated[UniformNoise, Tag("uniform")]
-    | Annotated[SplittingNoise, Tag("splitting")],
+    | Annotated[SplittingNoise, Tag("splitting")]
+    | Annotated[NoNoise, Tag("none")],
     Discriminator(_noise_kind),
 ]
 

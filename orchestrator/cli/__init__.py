@@ -8,8 +8,10 @@ import sys
 import click
 
 from orchestrator import logs
+from orchestrator.cli.attack import attack
 from orchestrator.cli.comparisons import paper, sweep
 from orchestrator.cli.job import certify, plan, train
+from orchestrator.cli.paper_attacks import figure3, figure4
 from orchestrator.cli.results import import_cohen, reduce, report, status
 from orchestrator.cli.shell import Commands
 from orchestrator.cli.submit import submit
@@ -32,7 +34,8 @@ __all__ = ["main"]
 def main(verbose: bool, form: logs.Format) -> None:
     """Certify a network's robustness from its votes under noise: train, count, reduce, report.
 
-    Exit codes: 0 complete; 2 bad usage or spec; 3 finished incomplete; 4 verify found something wrong;
+    Exit codes: 0 complete; 2 bad usage or spec; 3 finished incomplete; 4 verify found something wrong, or an
+    attack a contradiction;
     130 interrupted. After 3 and 130 the same command goes on with what is missing.
     """
     # The user's own modules (model.name: package.module:callable) are looked for where the command is run.
@@ -41,8 +44,10 @@ def main(verbose: bool, form: logs.Format) -> None:
 
 
 _COMMANDS = (
-    *(train, plan, certify, submit, sweep, paper, status, reduce, report, import_cohen),
+    *(train, plan, certify, attack, submit, sweep, paper, status, reduce, report, import_cohen),
     *(gc, doctor, verify),
 )
 for _command in _COMMANDS:
     main.add_command(_command)
+for _command in (figure3, figure4):
+    paper.add_command(_command)

@@ -35,14 +35,14 @@ def _methods(_: click.Context, parameter: click.Parameter, value: str | None) ->
         raise click.BadParameter(str(error)) from None
 
 
-_sigma_option = click.option(
+sigma_option = click.option(
     "--sigma", "sigmas", required=True, callback=_sigmas, metavar="S,S,…", help="Noise of each run."
 )
 
 
 @click.command()
 @job_options
-@_sigma_option
+@sigma_option
 @click.option("--method", "methods", callback=_methods, metavar="M,M,…", help="Of training. Default: the spec's.")
 @command
 def sweep(
@@ -67,10 +67,10 @@ def sweep(
     jobs, target = points(loaded, sigmas, methods), loaded.store.open()
     check_ready(jobs, target)
     complete = _train_and_certify(jobs)
-    runs = publish([job.spec.store.open() for job in jobs], target)
+    runs = publish([job.spec.store.open() for job in jobs], target).runs
     if not as_json:
         print_best(runs)
-    return _finish(complete, target, (layout.FIGURE, layout.REPORT), {"curves": _curves(runs)}, as_json)
+    return finish(complete, target, (layout.FIGURE, layout.REPORT), {"curves": _curves(runs)}, as_json)
 
 
 @click.group(cls=Commands)
@@ -136,12 +136,12 @@ def table1(
     if not as_json:
         print_table1(rows, jobs[0].spec)
     written = (layout.TABLE_1, *((layout.LINEAR_PROGRAM,) if networks is not None else ()))
-    return _finish(complete, target, written, {"rows": [dataclasses.asdict(row) for row in rows]}, as_json)
+    return finish(complete, target, written, {"rows": [dataclasses.asdict(row) for row in rows]}, as_json)
 
 
 @paper.command()
 @job_options
-@_sigma_option
+@sigma_option
 @command
 def figure1(
     spec: Path,
@@ -167,8 +167,8 @@ def figure1(
     complete = _train_and_certify(jobs)
     stores = [job.spec.store.open() for job in jobs]
     target.replace(layout.FIGURE_1, figure1_png(stores))
-    runs = publish(stores, target)
-    return _finish(complete, target, (layout.FIGURE_1, layout.REPORT), {"curves": _curves(runs)}, as_json)
+    runs = publish(stores, target).runs
+    return finish(complete, target, (layout.FIGURE_1, layout.REPORT), {"curves": _curves(runs)}, as_json)
 
 
 def _train_and_certify(jobs: Sequence[Any]) -> bool:
@@ -193,7 +193,7 @@ def _curves(runs: Sequence[Any]) -> dict[str, Any]:
     return {run.name: run.reduced.curves.to_pylist() for run in runs}
 
 
-def _finish(complete: bool, target: Store, names: Sequence[str], content: Mapping[str, Any], as_json: bool) -> int:
+def finish(complete: bool, target: Store, names: Sequence[str], content: Mapping[str, Any], as_json: bool) -> int:
     """Say what was written; the command's exit code."""
     written = [f"{target.uri}/{name}" for name in names]
     if as_json:

@@ -99,6 +99,67 @@ def print_best(runs: Any) -> None:
         console.print(table)
 
 
+def print_attacks(attacked: Any, sandwiches: Any, check: Any) -> None:
+    """Robust accuracy by size, what attacks made of the certificates, and the masking check, to standard output."""
+    from orchestrator.attack_text import attack_tables, explained, masking_table, masking_text, sandwich_text, title
+
+    console = _console()
+    console.print(Text(title(attacked), style="" if attacked.complete else "red"))
+    for content in attack_tables(attacked):
+        table = Table()
+        table.add_column(f"size, {content['norm']}", justify="right")
+        for column in content["columns"]:
+            table.add_column(Text(column), justify="right")
+        for row in content["rows"]:
+            table.add_row(*row)
+        console.print(table)
+    console.print(Text(explained(attacked)))
+    if sandwiches is None:
+        console.print("certificates: none yet, so nothing to hold against; `stn certify` makes them", highlight=False)
+    for found in sandwiches or ():
+        for sentence in sandwich_text(found):
+            console.print(Text(sentence, style="" if found.holds else "red"))
+    if check:
+        table = Table()
+        content = masking_table(check)
+        for column in content["columns"]:
+            table.add_column(column)
+        for row in content["rows"]:
+            table.add_row(*row)
+        console.print(table)
+    console.print(Text(masking_text(check), style="red" if any(one.beats for one in check) else ""))
+
+
+def print_robust(rows: Any, checks: Any) -> None:
+    """A figure's robust accuracy by size of attack, and each network's masking check, to standard output."""
+    from orchestrator.attack_text import masking_text
+    from orchestrator.numerals import NORMS, percent, percent_up, radius_text
+    from orchestrator.paper_attacks import curves_of
+
+    console = _console()
+    for norm in (norm for norm in NORMS if any(row.norm == norm for row in rows)):
+        own = [row for row in rows if row.norm == norm]
+        curves = curves_of(own)
+        table = Table()
+        table.add_column(f"size, {NORMS[norm]}", justify="right")
+        for label in curves:
+            table.add_column(Text(label), justify="right")
+        cells = [
+            {row.size: f"{percent(row.robust_accuracy)} ({percent_up(row.broken / row.images)})" for row in curve}
+            for curve in curves.values()
+        ]
+        for size in sorted({row.size for row in own}):
+            table.add_row(radius_text(size), *(column.get(size, "") for column in cells))
+        console.print(table)
+    console.print(
+        "robust: the label is answered at all sizes up to this one; in brackets: another class is, at one of them",
+        highlight=False,
+    )
+    for label, check in checks.items():
+        style = "red" if any(one.beats for one in check) else ""
+        console.print(Text(f"{label}: {masking_text(check)}", style=style))
+
+
 def print_table1(rows: Any, spec: Any) -> None:
     """Table 1 to standard output."""
     from orchestrator.numerals import percent

@@ -11,8 +11,8 @@ from typing import get_args
 
 import click
 
-from orchestrator.cli.printing import incomplete, print_curves, print_imported
-from orchestrator.cli.shell import EXIT_INCOMPLETE, command, json_option, say
+from orchestrator.cli.printing import incomplete, print_attacks, print_curves, print_imported
+from orchestrator.cli.shell import EXIT_DAMAGED, EXIT_INCOMPLETE, command, json_option, say
 from orchestrator.errors import LogError
 from orchestrator.progress import meter, time_text
 from stn_core.certificates import CERTIFICATES
@@ -50,6 +50,8 @@ def status(run: str, as_json: bool) -> int:
     if found.images_per_s is not None and not found.complete:
         left = "unknown" if found.seconds_left is None else time_text(found.seconds_left)
         click.echo(f"rate     {found.images_per_s:.1f} images/s, {left} left at that rate")
+    for name, shards in found.attacks.items():
+        click.echo(f"attack   {name}: {shards} of {found.shards} shards")
     for driver in found.drivers:
         click.echo(f"driver   {driver}")
     for index, reason in found.failures.items():
@@ -153,30 +155,40 @@ def report(runs: tuple[str, ...], out: Path | None, as_json: bool) -> int:
     """
     from orchestrator.imported import curve, load, radii_beside
     from orchestrator.report import publish, shown_radii
-    from workers import layout
 
     stores = [open_store(run) for run in dict.fromkeys(runs)]
     target = LocalStore(out) if out is not None else stores[0] if len(runs) == 1 else LocalStore(Path())
     found = [(store, load(store)) for store in stores]
     imported = [one for _, one in found if one is not None]
-    loaded = publish([store for store, one in found if one is None], target, imported)
-    shown = shown_radii(loaded)
-    written = [f"{target.uri}/{name}" for name in (layout.FIGURE, layout.REPORT)]
+    shown = publish([store for store, one in found if one is None], target, imported)
+    radii = shown_radii(shown.runs)
+    written = [f"{target.uri}/{name}" for name in shown.written]
     if as_json:
-        curves = {run.name: run.reduced.curves.to_pylist() for run in loaded}
-        others = [
-            {"name": one.name, "unknown": one.unknown, "curve": curve(one, radii_beside(one, shown))}
-            for one in imported
-        ]
-        click.echo(json.dumps({"written": written, "curves": curves, "imported": others}))
+        values = {
+            "written": written,
+            "curves": {run.name: run.reduced.curves.to_pylist() for run in shown.runs},
+            "imported": [
+                {"name": one.name, "unknown": one.unknown, "curve": curve(one, radii_beside(one, radii))}
+                for one in imported
+            ],
+        }
+        if shown.attacks:
+            values["attacks"] = {one.name: one.attacked.curves.to_pylist() for one in shown.attacks}
+        click.echo(json.dumps(values))
     else:
-        for run in loaded:
+        for run in shown.runs:
             print_curves(run)
+        for under in shown.attacks:
+            click.echo(f"attacks on {under.name}:")
+            print_attacks(under.attacked, under.sandwiches, under.check)
         for one in imported:
-            print_imported(one, radii_beside(one, shown))
+            print_imported(one, radii_beside(one, radii))
         for path in written:
             click.echo(f"wrote {path}")
-    return 0 if all(run.complete for run in loaded) else EXIT_INCOMPLETE
+    if not all(found.holds for under in shown.attacks for found in under.sandwiches or ()):
+        say("error: attacks contradict the certificates, see the report")
+        return EXIT_DAMAGED
+    return 0 if shown.complete else EXIT_INCOMPLETE
 
 
 def _inside(low: float, high: float) -> Callable[[click.Context, click.Parameter, float | None], float | None]:

@@ -37,7 +37,7 @@ _SIGNALLED = 128
 @click.option(
     "--command",
     "task",
-    type=click.Choice(["certify", "train"]),
+    type=click.Choice(["certify", "train", "attack"]),
     default="certify",
     show_default=True,
     help="What the cluster's head is to run.",
@@ -74,6 +74,8 @@ def submit(
     others = [option for option, value in {"--run": run, "--limit": limit}.items() if value is not None]
     if task == "train" and others + options:
         raise SpecError(f"`stn train` has no {(others + options)[0]}: leave it out, or --command train")
+    if task == "attack" and options:
+        raise SpecError(f"`stn attack` has no {options[0]}: leave it out, or --command attack")
     loaded = load(spec, overrides, run, limit)
     job = job_of(loaded, task, spec, options)
     jobs = Jobs(address)

@@ -201,6 +201,8 @@ def _checks(found: Verification, again: Recount | None) -> dict[str, tuple[str, 
         unread = f"; {found.certificates_skipped} could not be, for their votes" if found.certificates_skipped else ""
         checks["certificate"] = ("certificates", f"{found.certificates} derived anew from the votes{unread}")
         checks["curve"] = ("curves", "what the certificates give")
+    if found.attempts or any(finding.kind == "attempt" for finding in found.findings):
+        checks["attempt"] = ("attempts", f"{found.attempts} objects, within their sizes, and what their tables say")
     if again is not None:
         checks["recount"] = ("recount", f"{len(again.images)} images came out the same, chosen by seed {again.seed}")
     return checks

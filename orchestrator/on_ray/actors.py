@@ -1,4 +1,4 @@
-"""Counting actors: ``dispatch``'s pool of workers on Ray."""
+"""Counting and attacking actors: ``dispatch``'s pool of workers on Ray."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from typing import Any
 import ray
 import ray.exceptions
 
-from orchestrator.crew import Crew, Device, Task
+from orchestrator.crew import Crew, Device, Job, Task
 from orchestrator.dispatch import Counted, Died, Event, Failed, Room, Started
 from orchestrator.errors import SpecError, WorkersError
 from orchestrator.on_ray.cluster import ALLOCATOR, Capacity, cluster, last_line, plain, sizes_of
 from orchestrator.on_ray.metrics import Metrics
 from orchestrator.spec import Resources
-from workers.counting import CountJob
+from workers.attacking import AttackJob
+from workers.ray_attacking import AttackingActor
 from workers.ray_entry import CountingActor, Receipt
 
 #: Seconds after which to look again whether Ray itself lives, and how large the cluster is.
@@ -31,7 +32,7 @@ _SETTLE_S = 20.0
 
 
 class ActorPool:
-    """``dispatch.Pool`` of counting actors.
+    """``dispatch.Pool`` of counting or attacking actors.
 
     Args:
         job: what they are to do.
@@ -42,7 +43,14 @@ class ActorPool:
     """
 
     def __init__(
-        self, job: CountJob, task: Task, *, cpus: int, gpus: float, room: int | None, warn: Callable[[str], None]
+        self,
+        job: Job,
+        task: Task,
+        *,
+        cpus: int,
+        gpus: float,
+        room: int | None,
+        warn: Callable[[str], None],
     ) -> None:
         self._job = job
         self._task = task
@@ -51,7 +59,8 @@ class ActorPool:
         # A thread of its own for `stop`, which is not to wait for the shard at work. Two for shards: of the next
         # one the images are read while the first is counted.
         remote: Any = ray.remote(concurrency_groups={"control": 1})  # type: ignore[call-overload]  # known to Ray
-        self._actor_class: Any = remote(CountingActor).options(
+        actor = AttackingActor if isinstance(job, AttackJob) else CountingActor
+        self._actor_class: Any = remote(actor).options(
             num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_concurrency=2, runtime_env={"env_vars": ALLOCATOR}
         )
         self._actors: dict[int, Any] = {}
@@ -155,9 +164,10 @@ def _node_lost(error: Exception) -> bool:
 
 @contextmanager
 def hire_actors(
-    make_job: Callable[[Device], CountJob], task: Task, resources: Resources, warn: Callable[[str], None]
+    make_job: Callable[[Device], Job], task: Task, resources: Resources, warn: Callable[[str], None]
 ) -> Iterator[Crew]:
-    """Counting actors for the time of the block, on the cluster at $RAY_ADDRESS or one embedded in this process.
+    """Actors that count or attack, on the cluster at $RAY_ADDRESS or one embedded in this process, for the time of the
+    block.
 
     Where the block is interrupted, commits that are under way land before the actors end.
 
@@ -177,10 +187,11 @@ def hire_actors(
         if resources.gpus_per_actor == "auto" and not gpus and capacity.may_grow:
             warn("the cluster has no GPU now: counting on CPUs; set resources.gpus_per_actor=1 to wait for GPUs")
         job = make_job("cuda" if gpus > 0 else "cpu")
+        run = (job.count if isinstance(job, AttackJob) else job).store.run
         room = workers if resources.actors == "auto" and capacity.may_grow else None
         pool = ActorPool(job, task, cpus=resources.threads_per_actor, gpus=gpus, room=room, warn=warn)
         try:
-            yield Crew(pool, workers, Metrics(job.store.run).see)
+            yield Crew(pool, workers, Metrics(run).see)
         except KeyboardInterrupt:
             warn("stopping; commits under way land first, a second interrupt stops at once")
             pool.settle(_SETTLE_S)

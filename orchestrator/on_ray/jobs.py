@@ -38,7 +38,7 @@ from workers.settings import PLACES
 from workers.versions import PINNED, pinned
 
 #: What a job runs on the head.
-Command = Literal["certify", "train"]
+Command = Literal["certify", "train", "attack"]
 
 #: Seconds that a driver has to let commits under way land when its job is stopped; Ray's own patience is 3 s.
 _STOP_S = 25
@@ -97,13 +97,15 @@ def job_of(spec: Spec, command: Command, path: Path, options: Sequence[str]) -> 
     if command == "train" and (spec.training is None or spec.model.checkpoint is None):
         missing = "training" if spec.training is None else "model.checkpoint"
         raise SpecError(f"{path}: {missing} is missing, and `stn train` needs it; see examples/demo.yaml")
+    if command == "attack" and spec.attack is None:
+        raise SpecError(f"{path}: attack is missing, and `stn attack` needs it; see examples/attack.yaml")
     for key, place in _places(spec, command).items():
         if not place.startswith(("s3://", "/", "~")):
             raise SpecError(
                 f"{key} {place} is relative to this folder, which the cluster does not have: "
                 "name s3://bucket/key, or the absolute path of what all its nodes share"
             )
-    makes = spec.store.run if command == "certify" else str(spec.model.checkpoint)
+    makes = str(spec.model.checkpoint) if command == "train" else spec.store.run
     module = spec.model.name.partition(":")[0] if ":" in spec.model.name else ""
     return Job(command, path.name, spec, tuple(options), makes.rstrip("/"), module)
 
@@ -116,7 +118,11 @@ def to_be_shared(spec: Spec, command: Command) -> list[str]:
 def _places(spec: Spec, command: Command) -> dict[str, str]:
     """Where a command reads and writes, by the spec's keys."""
     found: dict[str, Any] = {"model.checkpoint": spec.model.checkpoint}
-    if command == "certify":
+    if command == "attack" and spec.attack is not None:
+        for name, attack in spec.attack.attacks.items():
+            if attack.source is not None:
+                found[f"attack.attacks.{name}.source.checkpoint"] = attack.source.checkpoint
+    if command != "train":
         found["store.run"] = spec.store.run
         found |= {f"dataset.{name}": getattr(spec.dataset, name, None) for name in sorted(PLACES)}
     elif spec.training is not None:

@@ -23,7 +23,12 @@ YOUNG_S = 3600.0
 #: What becomes of a leftover.
 Verdict = Literal["delete", "too young", "not ours"]
 
-_WRITTEN_BY_US = {layout.CERTIFICATES, layout.CURVES, layout.TRAINING, layout.REPORT, layout.FIGURE}
+_ATTACKED = (layout.ATTEMPTS, layout.ROBUSTNESS)
+_WRITTEN_BY_US = {
+    *(layout.CERTIFICATES, layout.CURVES, layout.TRAINING, layout.REPORT, layout.FIGURE),
+    *(folder + key for folder in ("", layout.PARTIAL) for key in _ATTACKED),
+    *(layout.FIGURE_3, layout.FIGURE_3_TABLE, layout.FIGURE_4, layout.FIGURE_4_TABLE),
+}
 _PARTIAL = {layout.PARTIAL + layout.CERTIFICATES, layout.PARTIAL + layout.CURVES}
 #: What is written through ``replace_file``, and so in parts where the store is S3.
 _UPLOADED = {layout.CERTIFICATES, layout.PARTIAL + layout.CERTIFICATES}

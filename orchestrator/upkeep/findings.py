@@ -10,8 +10,9 @@ from orchestrator.progress import Meter
 
 #: Kinds of wrong: objects that cannot be read or are not what was written; objects and images that are none of the
 #: run's; images that a shard lacks; what is there twice; votes that do not add up; certificates that the votes do not
-#: bear out; curves that the certificates do not; votes that came out otherwise when counted again.
-Kind = Literal["damaged", "foreign", "gap", "double", "sum", "certificate", "curve", "recount"]
+#: bear out; curves that the certificates do not; attempts that are not what their attack may do, or their tables not
+#: what they say; votes that came out otherwise when counted again.
+Kind = Literal["damaged", "foreign", "gap", "double", "sum", "certificate", "curve", "attempt", "recount"]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 

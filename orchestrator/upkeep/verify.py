@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from orchestrator.errors import RunError
 from orchestrator.runs import read_plan
+from orchestrator.upkeep.attempts import check_attempts
 from orchestrator.upkeep.findings import Finding, Findings, Observe, unobserved
 from orchestrator.upkeep.tables import Audit, open_published
 from orchestrator.upkeep.votes import Votes, shard_objects
@@ -35,6 +36,7 @@ class Verification:
         images, images_counted, images_failed: in the plan, with votes, and those that could not be counted.
         certificates: published certificates held against their votes.
         certificates_skipped: those that could not be, because the votes are damaged.
+        attempts: objects with attempts of attacks.
     """
 
     run: str
@@ -49,6 +51,7 @@ class Verification:
     images_failed: int = 0
     certificates: int = 0
     certificates_skipped: int = 0
+    attempts: int = 0
 
 
 def verify_run(store: Store, observe: Observe = unobserved) -> Verification:
@@ -91,6 +94,8 @@ def verify_run(store: Store, observe: Observe = unobserved) -> Verification:
         lacking.append(f"{failed} of {plan.images} images could not be counted")
     if votes.undecided:
         lacking.append(f"{votes.undecided} of {plan.images} images need more draws to be decided")
+    attacked, unattacked = check_attempts(store, plan, found, observe)
+    lacking += unattacked
     rederived = skipped = 0
     for one in tables:
         audited = Audit(one, plan, votes, found)
@@ -116,4 +121,5 @@ def verify_run(store: Store, observe: Observe = unobserved) -> Verification:
         images_failed=failed,
         certificates=rederived,
         certificates_skipped=skipped,
+        attempts=attacked,
     )

@@ -17,7 +17,7 @@ from orchestrator.upkeep.findings import Finding, Findings, Kind
 from stn_core import audit
 from stn_core.confidence import PROTOCOLS
 from stn_core.naming import listed, one_line
-from workers import counts_table, layout
+from workers import counts_table, layout, sealed
 from workers.store import Store, StoreError
 
 #: Counts of votes held as a matrix at a time, for one phase: 32 MiB.
@@ -187,7 +187,7 @@ class Votes:
             found.add("damaged", key, one_line(error))
             return None
         self.objects += 1
-        self.without_checksum += not counts_table.has_checksum(content)
+        self.without_checksum += not sealed.has_checksum(content)
         later = layout.later_round(key) is not None
         wrong = list(wrong_with(table, provenance, self._plan, shard, whole=whole, later=later))
         for kind, text in wrong:

@@ -43,12 +43,23 @@ class PGD:
         Returns:
             Images of the same shape, without a gradient.
         """
-        images = self._project(clean + offsets, clean)
-        for _ in range(self.steps):
+
+        def gradient(images: torch.Tensor) -> torch.Tensor:
             with torch.enable_grad():
                 ascent = images.requires_grad_()
-                (gradient,) = torch.autograd.grad(objective(ascent).sum(), ascent)
-            images = self._project(images.detach() + self.step_size * self._direction(gradient), clean)
+                (found,) = torch.autograd.grad(objective(ascent).sum(), ascent)
+            return found
+
+        return self.climb(gradient, clean, offsets)
+
+    def climb(
+        self, gradient: Callable[[torch.Tensor], torch.Tensor], clean: torch.Tensor, offsets: torch.Tensor
+    ) -> torch.Tensor:
+        """As ``perturb``, by the gradient of an objective, or what stands for it: images to as many gradients."""
+        images = project(self.norm, self.epsilon, clean + offsets, clean)
+        for _ in range(self.steps):
+            step = self.step_size * self._direction(gradient(images))
+            images = project(self.norm, self.epsilon, images.detach() + step, clean)
         return images
 
     def random_offsets(self, random: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float32]:
@@ -65,17 +76,20 @@ class PGD:
         """The step of length one in the norm that rises most. None where the gradient is zero."""
         if self.norm == "linf":
             return gradient.sign()
-        return gradient / _lengths(gradient).clamp_min(torch.finfo(gradient.dtype).tiny)
-
-    def _project(self, images: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
-        offsets = images - clean
-        if self.norm == "linf":
-            offsets = offsets.clamp(-self.epsilon, self.epsilon)
-        else:
-            offsets = offsets * (self.epsilon / _lengths(offsets).clamp_min(self.epsilon))
-        # Clipping moves each pixel towards the clean one, and so leaves the ball in neither norm.
-        return (clean + offsets).clamp(0, 1)
+        return gradient / lengths(gradient).clamp_min(torch.finfo(gradient.dtype).tiny)
 
 
-def _lengths(images: torch.Tensor) -> torch.Tensor:
+def project(norm: Norm, epsilon: float, images: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
+    """Images moved into the ball of that size around the clean ones, and then into [0, 1]."""
+    offsets = images - clean
+    if norm == "linf":
+        offsets = offsets.clamp(-epsilon, epsilon)
+    else:
+        offsets = offsets * (epsilon / lengths(offsets).clamp_min(epsilon))
+    # Clipping moves each pixel towards the clean one, and so leaves the ball in neither norm.
+    return (clean + offsets).clamp(0, 1)
+
+
+def lengths(images: torch.Tensor) -> torch.Tensor:
+    """The L2 norm of each image, in a shape that broadcasts to the images'."""
     return torch.linalg.vector_norm(images.flatten(1), dim=1).view(-1, *(1 for _ in images.shape[1:]))

@@ -12,9 +12,10 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from stn_core.noise.absent import NoNoise
 from stn_core.noise.additive import Gaussian, Laplace, Uniform
 from stn_core.noise.discrete import DiscreteGaussian
-from stn_core.noise.identity import NOISE_VERSION, Draws, Phase, check_identity, interval_variates
+from stn_core.noise.identity import NOISE_VERSION, Draws, Phase, attack_generator, check_identity, interval_variates
 from stn_core.noise.splitting import Splitting
 
 
@@ -57,10 +58,12 @@ __all__ = [
     "Draws",
     "Gaussian",
     "Laplace",
+    "NoNoise",
     "Noise",
     "Phase",
     "Splitting",
     "Uniform",
+    "attack_generator",
     "check_identity",
     "interval_variates",
 ]

@@ -11,14 +11,16 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Phase = Literal["selection", "estimation"]
+#: What draws are for. Those of different phases never share noise: who attacks an image knows nothing of the draws by
+#: which the attacked image is classified afterwards.
+Phase = Literal["selection", "estimation", "attack", "prediction"]
 
 #: Changes whenever the mapping from a draw's identity to its noise does: a run records it and refuses to mix two.
 NOISE_VERSION = 1
 
 UINT64_MAX = 2**64 - 1
 
-_PHASE_NUMBER: dict[Phase, int] = {"selection": 0, "estimation": 1}
+_PHASE_NUMBER: dict[Phase, int] = {"selection": 0, "estimation": 1, "attack": 2, "prediction": 3}
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Draws:
     Attributes:
         seed: the job's seed, 0 to 2**64 - 1.
         key: the image's identity, 0 to 2**64 - 1.
-        phase: selection and estimation never share noise.
+        phase: two of them never share noise.
         number: the first draw's number within image and phase, from 0.
         count: number of consecutive draws.
     """
@@ -63,6 +65,22 @@ def check_identity(seed: int, keys: Iterable[int]) -> None:
     for key in keys:
         if not 0 <= key <= UINT64_MAX:
             raise ValueError(f"keys must lie in 0 … 2**64 - 1, got {key}")
+
+
+def attack_generator(seed: int, key: int) -> np.random.Generator:
+    """Where an attack on an image takes its own choices from, such as where to begin: independent of all noise.
+
+    Args:
+        seed: the attack's seed.
+        key: the image's identity.
+
+    Raises:
+        ValueError: one of them does not fit 64 bits.
+    """
+    check_identity(seed, [key])
+    packed = struct.pack("<QQ", seed, key)
+    words = hashlib.blake2b(packed, digest_size=16, person=b"stn-attack").digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(words, "little")))
 
 
 def interval_variates(seed: int, keys: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float64]:

@@ -43,8 +43,14 @@ def start(*arguments: str | Path, **settings: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # Tests that were themselves started in the background would hand on that interrupts are ignored.
+        preexec_fn=_heed_interrupts,
         env={name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | settings,
     )
+
+
+def _heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def run(*arguments: str | Path, **settings: str) -> subprocess.CompletedProcess[str]:

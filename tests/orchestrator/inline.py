@@ -11,19 +11,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from orchestrator.crew import Crew, Device, Task
+from orchestrator.crew import Crew, Device, Job, Task
 from orchestrator.dispatch import Counted, Event, Failed, Started
 from orchestrator.on_ray.cluster import Capacity
 from orchestrator.spec import Resources
-from workers.counting import CountJob
-from workers.ray_entry import CountingActor
+from workers.attacking import AttackJob
+from workers.ray_attacking import AttackingActor
+from workers.ray_entry import CountingActor, ShardActor
 from workers.training import STATE, Epoch, TrainJob, train
 
 
 class InlinePool:
     """One worker, which works when events are asked for; what it raises ends the driver."""
 
-    def __init__(self, actor: CountingActor, task: Task) -> None:
+    def __init__(self, actor: ShardActor, task: Task) -> None:
         self._work = getattr(actor, task)
         self._queue: deque[int] = deque()
         self._ready = False
@@ -45,16 +46,21 @@ class InlinePool:
         return [Counted(0, receipt.shard, receipt.images, receipt.failed, receipt.passes, receipt.first)]
 
 
+def actor_of(job: Job) -> ShardActor:
+    """The worker that does such a job, in this process."""
+    return AttackingActor(job) if isinstance(job, AttackJob) else CountingActor(job)
+
+
 @contextmanager
 def hire_inline(
-    make_job: Callable[[Device], CountJob], task: Task, resources: Resources, warn: Callable[[str], None]
+    make_job: Callable[[Device], Job], task: Task, resources: Resources, warn: Callable[[str], None]
 ) -> Iterator[Crew]:
-    yield Crew(InlinePool(CountingActor(make_job("cpu")), task), 1)
+    yield Crew(InlinePool(actor_of(make_job("cpu")), task), 1)
 
 
 @contextmanager
 def hire_failing(
-    make_job: Callable[[Device], CountJob], task: Task, resources: Resources, warn: Callable[[str], None]
+    make_job: Callable[[Device], Job], task: Task, resources: Resources, warn: Callable[[str], None]
 ) -> Iterator[Crew]:
     """A worker that fails at shard 1, and at nothing else."""
 
@@ -64,7 +70,7 @@ def hire_failing(
                 return [Failed(0, self._queue.popleft(), "a disk on fire")]
             return super().events(timeout_s)
 
-    yield Crew(Failing(CountingActor(make_job("cpu")), task), 1)
+    yield Crew(Failing(actor_of(make_job("cpu")), task), 1)
 
 
 class _Session:

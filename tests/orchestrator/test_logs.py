@@ -16,10 +16,10 @@ import yaml
 from click.testing import CliRunner, Result
 
 from orchestrator import logs
-from orchestrator.certify import described
 from orchestrator.cli import main
 from orchestrator.dispatch import Died, Started
 from orchestrator.policy import Facts
+from orchestrator.telling import described
 from tests.orchestrator.inline import hire_failing
 from tests.orchestrator.runs import digits_spec
 

@@ -342,7 +342,7 @@ BAD: list[tuple[str, str, str]] = [
     ("radii={stop: null, step: 1}", "radii", ""),
     ("radii={stop: [1], step: 1}", "radii", ""),
     (f"radii={{stop: 1{'0' * 400}, step: 1}}", "radii", ""),
-    ("certificates=[]", "certificates", "at least 1"),
+    ("certificates=[]", "certificates", "none are named"),
 ]
 
 
@@ -352,6 +352,18 @@ def test_a_bad_value_is_refused_naming_file_key_and_value(file: Path, override: 
     assert message.startswith(f"{file}: ")
     assert key in message.split(": ", 1)[1]
     assert says in message
+
+
+def test_a_spec_without_noise_has_no_certificates_and_reads_back(file: Path) -> None:
+    plain = load_spec(
+        file,
+        [
+            *("noise={kind: none}", "sampling={draws: 1}", "confidence={protocol: paper}"),
+            *("training=null", "certificates=[]"),
+        ],
+    )
+    assert plain.certificates == ()
+    assert validate(plain.model_dump(mode="json"), "again") == plain
 
 
 @pytest.mark.parametrize("section", ["dataset", "model", "noise", "sampling", "radii", "store"])

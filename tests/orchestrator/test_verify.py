@@ -659,6 +659,7 @@ def test_all_is_found_and_not_only_the_first(whole: LocalStore, made: MadeRun) -
         "sum": 0,
         "certificate": 8 * 12,
         "curve": 5 * 12,
+        "attempt": 0,
         "recount": 0,
     }
     assert (found.certificates, found.certificates_skipped) == (96, 144)

@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from workers.counts_table import SCHEMA, SCHEMA_VERSION, decode, dense, encode, has_checksum, sparse, totals
+from workers.counts_table import SCHEMA, SCHEMA_VERSION, decode, dense, encode, sparse, totals
+from workers.sealed import has_checksum
 
 
 def table(estimation: NDArray[np.int64], first: int = 0) -> pa.Table:
