@@ -85,7 +85,7 @@ class Job:
         """A name that no other job has, by which a person knows this one."""
         what = re.sub(r"[^A-Za-z0-9.-]+", "-", self.makes.rpartition("/")[2])
         when = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
-        return f"{self.command}-{what}-{when}-{secrets.token_hex(2)}"
+        return f"{self.command}-{what}-{when}-{secrets.token_hex(4)}"
 
 
 def job_of(spec: Spec, command: Command, path: Path, options: Sequence[str]) -> Job:

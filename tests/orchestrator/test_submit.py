@@ -46,7 +46,7 @@ def test_the_entrypoint_is_the_command_as_it_would_be_typed() -> None:
 def test_every_job_has_an_id_of_its_own_that_names_its_run() -> None:
     ids = {job_of(spec(store={"run": "s3://bucket/Größe 1/"}), "certify", HERE, ()).new_id() for _ in range(50)}
     assert len(ids) == 50
-    assert all(re.fullmatch(r"certify-Gr-e-1-\d{8}T\d{6}Z-[0-9a-f]{4}", one) for one in ids)
+    assert all(re.fullmatch(r"certify-Gr-e-1-\d{8}T\d{6}Z-[0-9a-f]{8}", one) for one in ids)
 
 
 @pytest.mark.parametrize(
