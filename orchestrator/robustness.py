@@ -120,7 +120,8 @@ class Description:
                 raise RunError(f"{source} was written by a newer version: update this installation")
             return cls.of(name, values)
         except (ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{source} is damaged: {one_line(error)}") from error
+            again = "delete it and run `stn attack` as before, which writes it again and keeps all attempts"
+            raise RunError(f"{source} is damaged ({one_line(error)}): {again}") from error
 
     @classmethod
     def of(cls, name: str, values: Mapping[str, Any]) -> Description:

@@ -197,6 +197,19 @@ def test_a_damaged_object_is_named(tmp_path: Path) -> None:
         attack_run(spec_of(tmp_path), hire=hire_inline)
 
 
+@pytest.mark.parametrize("content", [b"junk", b"[]", b"null", b"{}", b'{"schema_version": "a"}', b"\xff\xfe"])
+def test_a_damaged_description_says_how_to_mend_it_and_no_attempt_is_lost(tmp_path: Path, content: bytes) -> None:
+    attack_run(spec_of(tmp_path), hire=hire_inline)
+    before = files_of(tmp_path / "run")
+    path = tmp_path / "run" / layout.attack("pgd")
+    path.write_bytes(content)
+    with pytest.raises(RunError, match=r"attack\.json is damaged \(.*delete it and run `stn attack` as before"):
+        attack_run(spec_of(tmp_path), hire=hire_inline)
+    path.unlink()
+    assert attack_run(spec_of(tmp_path), hire=hire_failing).complete  # nothing is made again
+    assert files_of(tmp_path / "run") == before
+
+
 def test_a_source_has_its_weights_checked(tmp_path: Path) -> None:
     transfer = {**PGD, "source": {"name": "tests.networks:tiny"}}
     result = attack_run(spec_of(tmp_path, {"transfer": transfer}), hire=hire_inline)
