@@ -384,7 +384,8 @@ def published_attacks(store: Store) -> Attacked | None:
             for name, values in metadata["attacks"].items()
         }
     except (pa.ArrowException, OSError, ObjectMissing, KeyError, TypeError, ValueError) as error:
-        raise RunError(f"{where} is damaged ({one_line(error)}): run `stn attack` again") from error
+        both = f"{where} or {layout.ATTEMPTS} beside it"
+        raise RunError(f"{both} is damaged ({one_line(error)}): run `stn attack` again") from error
     there = [layout.attempts_of(stored.key) for stored in store.list(layout.ATTACKS)]
     objects = sum(of is not None and of[0] in found for of in there)
     begun = {layout.attack_of(stored.key) for stored in store.list(layout.ATTACKS)} - {None}
