@@ -27,6 +27,7 @@ from orchestrator.robustness import (
     classifier,
     descriptions,
     difference,
+    read_attempts,
     reduce_attacks,
 )
 from orchestrator.runs import check_no_import, read_plan
@@ -67,12 +68,13 @@ class AttackedRun:
         return self.attacked.whole(self.asked)
 
 
-def attack_run(spec: Spec, *, hire: Hire = hire_actors) -> AttackedRun:
+def attack_run(spec: Spec, *, retry_failed: bool = False, hire: Hire = hire_actors) -> AttackedRun:
     """Attack the classifier that a spec describes, from wherever that stands.
 
     Args:
         spec: what to attack, how, and where the run is kept. A run that certifies the same classifier may be there, or
             come later; its votes stay as they are.
+        retry_failed: attack those shards again in which images could not be attacked before.
         hire: who attacks; Ray's actors, on the cluster at $RAY_ADDRESS or one embedded in this process.
 
     Raises:
@@ -93,6 +95,8 @@ def attack_run(spec: Spec, *, hire: Hire = hire_actors) -> AttackedRun:
     begun = descriptions(store)
     for name, description in asked.items():
         _begin(store, description, begun.get(name))
+    if retry_failed:
+        _forget_failed(store, plan, asked)
     keep_index(store, resolved.images)
 
     job = _job(store, plan, resolved, attacks, asked, "cpu")
@@ -186,6 +190,17 @@ def _begin(store: Store, asked: Description, begun: Description | None) -> None:
             f"attack {asked.name} of {store.uri} was begun otherwise ({'; '.join(changed)}): give it another name, or "
             "make the spec agree"
         )
+
+
+def _forget_failed(store: Store, plan: Plan, asked: dict[str, Description]) -> None:
+    """Delete what was committed of shards with images that could not be attacked: attacked again, the others come out
+    as they were."""
+    done = attempted(store, plan)
+    for name, description in asked.items():
+        for shard in done.get(name, ()):
+            table = read_attempts(store, plan, description, shard)
+            if table["error"].null_count < len(table):
+                store.delete(layout.attempts(name, shard))
 
 
 def _described(name: str, attacks: Attacks, resolved: Resolved, spec: Spec) -> Description:

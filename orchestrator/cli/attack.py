@@ -15,8 +15,11 @@ from orchestrator.cli.shell import EXIT_DAMAGED, EXIT_INCOMPLETE, command, job_o
 
 @click.command()
 @job_options
+@click.option("--retry-failed", is_flag=True, help="Attack those shards again that hold images which failed.")
 @command
-def attack(spec: Path, run: str | None, overrides: tuple[str, ...], limit: int | None, as_json: bool) -> int:
+def attack(
+    spec: Path, run: str | None, overrides: tuple[str, ...], limit: int | None, retry_failed: bool, as_json: bool
+) -> int:
     """Attack the spec's classifier on the run's images, and hold the outcome against its certificates.
 
     Run it again to resume, or with further attacks in the spec. Exits with 4 where an attack succeeds within a
@@ -28,7 +31,7 @@ def attack(spec: Path, run: str | None, overrides: tuple[str, ...], limit: int |
     from orchestrator.masking import masking_check
 
     loaded = load(spec, overrides, run, limit)
-    result = attack_run(loaded)
+    result = attack_run(loaded, retry_failed=retry_failed)
     found = held_against_certificates(loaded.store.model_copy(update={"run": result.run}).open(), result.attacked)
     check = masking_check(result.attacked)
     if as_json:
@@ -58,8 +61,8 @@ def attack(spec: Path, run: str | None, overrides: tuple[str, ...], limit: int |
         return EXIT_DAMAGED
     if not result.complete:
         say(
-            "incomplete: the same command goes on with what is missing; images that failed stay so, until the objects "
-            "of their shards below attacks/ are deleted; both count as not robust"
+            "incomplete: the same command goes on with what is missing, and by --retry-failed with images that failed; "
+            "both count as not robust"
         )
         return EXIT_INCOMPLETE
     return 0

@@ -74,8 +74,8 @@ def submit(
     others = [option for option, value in {"--run": run, "--limit": limit}.items() if value is not None]
     if task == "train" and others + options:
         raise SpecError(f"`stn train` has no {(others + options)[0]}: leave it out, or --command train")
-    if task == "attack" and options:
-        raise SpecError(f"`stn attack` has no {options[0]}: leave it out, or --command attack")
+    if task == "attack" and single_writer:
+        raise SpecError("`stn attack` has no --single-writer: use --set store.single_writer=true")
     loaded = load(spec, overrides, run, limit)
     job = job_of(loaded, task, spec, options)
     jobs = Jobs(address)

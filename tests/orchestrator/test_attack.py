@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from orchestrator.robustness import published_attacks
 from orchestrator.spec import Resources, Spec, validate
 from tests.orchestrator.inline import InlinePool, actor_of, hire_failing, hire_inline
 from tests.orchestrator.runs import digits_spec
+from tests.workers.samples import encoded, noise_image
 from workers import attempts_table, layout
 from workers.store import LocalStore
 
@@ -210,6 +212,36 @@ def test_a_damaged_description_says_how_to_mend_it_and_no_attempt_is_lost(tmp_pa
     assert files_of(tmp_path / "run") == before
 
 
+def test_images_that_failed_are_attacked_again_when_asked_and_end_as_if_nothing_had(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    for number in range(4):
+        path = folder / str(number // 2) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(noise_image(number)))
+    broken, whole = folder / "0" / "1.png", encoded(noise_image(1))
+    dataset = {"kind": "image_folder", "path": str(folder), "limit": None}
+    parts: dict[str, Any] = {
+        "dataset": dataset,
+        "model": {"name": "tests.networks:tiny_rgb", "num_classes": 10, "checkpoint": None},
+        "resources": {"shard_size": 2},
+    }
+    assert attack_run(spec_of(tmp_path / "sound", **parts), hire=hire_inline).complete
+
+    broken.write_bytes(b"not an image".ljust(len(whole)))
+    spec = spec_of(tmp_path, **parts)
+    first = attack_run(spec, hire=hire_inline)
+    assert (first.complete, first.done) == (False, 2)
+    assert set(first.attacked.curves["failed"].to_pylist()) == {1}
+    assert attack_run(spec, hire=hire_inline).done == 0, "failed images are final until they are asked for"
+    assert attack_run(spec, retry_failed=True, hire=hire_inline).done == 1, "they may fail again"
+
+    broken.write_bytes(whole)
+    again = attack_run(spec, retry_failed=True, hire=hire_inline)
+    assert (again.complete, again.done) == (True, 1)
+    assert attack_run(spec, retry_failed=True, hire=hire_inline).done == 0
+    assert files_of(tmp_path) == files_of(tmp_path / "sound")
+
+
 def test_a_source_has_its_weights_checked(tmp_path: Path) -> None:
     transfer = {**PGD, "source": {"name": "tests.networks:tiny"}}
     result = attack_run(spec_of(tmp_path, {"transfer": transfer}), hire=hire_inline)
@@ -239,7 +271,7 @@ def test_kept_images_are_the_runs_first(tmp_path: Path) -> None:
 
 
 def invoke(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
-    monkeypatch.setattr(attack_module, "attack_run", lambda spec: attack_run(spec, hire=hire_inline))
+    monkeypatch.setattr(attack_module, "attack_run", functools.partial(attack_run, hire=hire_inline))
     return CliRunner().invoke(main, list(arguments))
 
 
