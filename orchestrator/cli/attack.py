@@ -24,7 +24,7 @@ def attack(spec: Path, run: str | None, overrides: tuple[str, ...], limit: int |
 
     Example: stn attack examples/attack.yaml
     """
-    from orchestrator.attack import attack_run
+    from orchestrator.attacking import attack_run
     from orchestrator.masking import masking_check
 
     loaded = load(spec, overrides, run, limit)
