@@ -20,7 +20,7 @@ from PIL import Image, ImageFilter
 
 from benchmarks.measure import Row, alone
 from benchmarks.runs import population, votes_table
-from orchestrator.certify import certify_run
+from orchestrator.certification import certify_run
 from orchestrator.crew import Crew, Device, Task
 from orchestrator.dispatch import Counted, Event, Started
 from orchestrator.spec import Resources, validate

@@ -20,7 +20,7 @@ import torch
 from orchestrator.errors import WorkersError
 from orchestrator.on_ray.actors import workers_for
 from orchestrator.on_ray.cluster import ALLOCATOR, Capacity
-from orchestrator.plan import Plan
+from orchestrator.plans import Plan
 from orchestrator.resolve import Resolved
 from stn_core.votes import default_batch_size
 from workers import counts_table

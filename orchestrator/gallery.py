@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from PIL import Image
 
-from orchestrator.plan import Plan
+from orchestrator.plans import Plan
 from orchestrator.robustness import Attacked, Description, attempted, read_attempts
 from workers.store import Store
 

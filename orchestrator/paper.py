@@ -15,8 +15,8 @@ from pyarrow import csv
 from orchestrator import linear_program
 from orchestrator.envelope import envelopes
 from orchestrator.errors import SpecError
-from orchestrator.report import dress, load_steps, png
 from orchestrator.reported import ReportedRun, load_run
+from orchestrator.reporting import dress, load_steps, png
 from orchestrator.runs import counted_shards, read_votes
 from orchestrator.spec import Spec, validate
 from orchestrator.sweep import Point, points

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from orchestrator.errors import SpecError
 from orchestrator.numerals import NORMS
-from orchestrator.report import png
+from orchestrator.reporting import png
 from orchestrator.robustness import Attacked
 from orchestrator.spec import Spec, validate
 from orchestrator.sweep import Point, beside_checkpoint, of_method, points

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from orchestrator import epochs
 from orchestrator.errors import RunError
-from orchestrator.plan import Plan
+from orchestrator.plans import Plan
 from orchestrator.runs import read_plan
 from orchestrator.tables import Line, Reduced, goal_of, published
 from workers import layout

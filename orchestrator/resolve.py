@@ -14,7 +14,7 @@ import orchestrator
 import stn_core
 import workers
 from orchestrator.errors import SpecError
-from orchestrator.plan import Plan
+from orchestrator.plans import Plan
 from orchestrator.spec import Spec
 from stn_core.models import EXPORTED, UNCHANGED, Normalized, declared, disagreement, weights_sha256
 from stn_core.naming import one_line

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from orchestrator.errors import RunError
-from orchestrator.plan import Plan
+from orchestrator.plans import Plan
 from stn_core.naming import one_line
 from stn_core.prediction import predict
 from workers import attempts_table, counts_table, layout, sealed

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from orchestrator.errors import RunError
-from orchestrator.plan import Plan
+from orchestrator.plans import Plan
 from stn_core.looks import Looks
 from stn_core.naming import one_line
 from workers import counts_table, layout

@@ -10,7 +10,7 @@ from typing import Any
 from orchestrator.errors import SpecError
 from orchestrator.resolve import resolve
 from orchestrator.spec import Spec, validate
-from orchestrator.train import prepare
+from orchestrator.training import prepare
 from workers import layout
 from workers.images import DatasetError, open_dataset
 from workers.settings import NEEDS, Method

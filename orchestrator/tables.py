@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from orchestrator.errors import RunError
-from orchestrator.plan import Plan, decisive
+from orchestrator.plans import Plan, decisive
 from orchestrator.spec import Spec
 from stn_core.confidence import PROTOCOLS, Interval
 from workers import layout

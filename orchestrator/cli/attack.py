@@ -27,7 +27,7 @@ def attack(
 
     Example: stn attack examples/attack.yaml
     """
-    from orchestrator.attack import attack_run
+    from orchestrator.attacking import attack_run
     from orchestrator.masking import masking_check
 
     loaded = load(spec, overrides, run, limit)

@@ -60,7 +60,7 @@ def sweep(
 
     Example: stn sweep examples/demo.yaml --sigma 0.3,0.5,0.7 --method stn,gaussian --run runs/sweep
     """
-    from orchestrator.report import publish
+    from orchestrator.reporting import publish
     from orchestrator.sweep import check_ready, points
 
     loaded = load(spec, overrides, run, limit)
@@ -158,7 +158,7 @@ def figure1(
     Example: stn paper figure1 examples/mnist.yaml --sigma 0.5,0.7,1.0 --run runs/figure1
     """
     from orchestrator.paper import METHODS, figure1_png
-    from orchestrator.report import publish
+    from orchestrator.reporting import publish
     from orchestrator.sweep import check_ready, points
 
     loaded = load(spec, (*overrides, "certificates=[renyi, pixeldp]"), run, limit)
@@ -173,7 +173,7 @@ def figure1(
 
 def _train_and_certify(jobs: Sequence[Any]) -> bool:
     """Train, where they have a training section, and certify the points of a sweep; whether all are complete."""
-    from orchestrator.certify import certify_run
+    from orchestrator.certification import certify_run
 
     complete = True
     for number, job in enumerate(jobs, 1):

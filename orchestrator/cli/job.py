@@ -58,7 +58,7 @@ def train(spec: Path, overrides: tuple[str, ...], as_json: bool) -> None:
 
 def train_spec(spec: Any, only: Any = None) -> Any:
     """Train a spec's model, on some of its images, under a progress bar."""
-    from orchestrator.train import Trained, prepare, train_model
+    from orchestrator.training import Trained, prepare, train_model
 
     ready = prepare(spec, only)
     if ready.done:
@@ -155,7 +155,7 @@ def certify(
 
     Example: stn certify examples/demo.yaml --set noise.sigma=0.5 --run runs/sigma-0.5
     """
-    from orchestrator.certify import certify_run
+    from orchestrator.certification import certify_run
     from orchestrator.reported import load_run
 
     if single_writer:

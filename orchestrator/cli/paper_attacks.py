@@ -128,7 +128,7 @@ def _compare(contenders: Sequence[Any], target: Store, figure: _Figure, as_json:
 def _train_and_attack(contenders: Sequence[Any], shown: Sequence[Any]) -> list[Any]:
     """What became of the attacks on those that are shown. All are trained first: one may be what others are attacked
     by."""
-    from orchestrator.attack import attack_run
+    from orchestrator.attacking import attack_run
 
     for number, one in enumerate(contenders, 1):
         say(f"training {number} of {len(contenders)}: {one.point.name}")

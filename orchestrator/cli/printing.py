@@ -29,7 +29,7 @@ def _of_how_many(run: Any) -> list[str]:
 def print_curves(run: Any) -> None:
     """Certified accuracy by radius, to standard output."""
     from orchestrator.numerals import percent
-    from orchestrator.report import draws_of, guarantee, radius_table, ties
+    from orchestrator.reporting import draws_of, guarantee, radius_table, ties
 
     summary, view = run.reduced.summary, run.reduced.view
     console = _console()
@@ -76,7 +76,7 @@ def _by_radius(content: dict[str, Any]) -> Table:
 def print_best(runs: Any) -> None:
     """Certified accuracy of several runs by radius, and the best, to standard output."""
     from orchestrator.envelope import envelopes
-    from orchestrator.report import best_table, radius_table
+    from orchestrator.reporting import best_table, radius_table
 
     console = _console()
     found = {best.line: best for best in envelopes(runs)}

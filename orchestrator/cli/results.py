@@ -29,7 +29,7 @@ def status(run: str, as_json: bool) -> int:
 
     Example: stn status runs/demo --json
     """
-    from orchestrator.status import status_of
+    from orchestrator.standing import status_of
 
     found = status_of(open_store(run))
     if as_json:
@@ -111,7 +111,7 @@ def reduce(
 
     Example: stn reduce runs/demo --certificate renyi --protocol paper --protocol split --alpha 0.01
     """
-    from orchestrator.reduce import check_against, reduce_run
+    from orchestrator.reduction import check_against, reduce_run
     from orchestrator.reported import load_run
     from orchestrator.runs import counted_shards, read_plan
     from orchestrator.tables import View
@@ -154,7 +154,7 @@ def report(runs: tuple[str, ...], out: Path | None, as_json: bool) -> int:
     Example: stn report runs/demo runs/sigma-0.5 --out comparison
     """
     from orchestrator.imported import curve, load, radii_beside
-    from orchestrator.report import publish, shown_radii
+    from orchestrator.reporting import publish, shown_radii
 
     stores = [open_store(run) for run in dict.fromkeys(runs)]
     target = LocalStore(out) if out is not None else stores[0] if len(runs) == 1 else LocalStore(Path())

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from orchestrator.errors import RunError
-from orchestrator.plan import Plan
+from orchestrator.plans import Plan
 from orchestrator.robustness import (
     Attacked,
     Description,

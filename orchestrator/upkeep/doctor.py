@@ -12,7 +12,7 @@ from pathlib import Path
 
 from orchestrator.address import silent
 from orchestrator.errors import RunError, SpecError, WorkersError
-from orchestrator.plan import Plan, difference
+from orchestrator.plans import Plan, difference
 from orchestrator.resolve import resolve
 from orchestrator.runs import check_no_import, counted_shards, read_plan
 from orchestrator.spec import Spec

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from orchestrator.errors import RunError, SpecError
-from orchestrator.plan import Plan
+from orchestrator.plans import Plan
 from orchestrator.resolve import resolve
 from orchestrator.runs import CountRows, counted_shards, read_shard
 from orchestrator.upkeep.findings import Finding, Findings, Observe, unobserved

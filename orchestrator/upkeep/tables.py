@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from orchestrator.errors import RunError, SpecError
-from orchestrator.plan import Plan
-from orchestrator.reduce import check_against
+from orchestrator.plans import Plan
+from orchestrator.reduction import check_against
 from orchestrator.tables import (
     CERTIFICATES_SCHEMA,
     CURVES_SCHEMA,

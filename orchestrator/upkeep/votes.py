@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from orchestrator.errors import RunError
-from orchestrator.plan import Plan
+from orchestrator.plans import Plan
 from orchestrator.runs import CountRows, read_shard
 from orchestrator.upkeep.findings import Finding, Findings, Kind
 from stn_core import audit

@@ -20,7 +20,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from orchestrator.certify import certify_run
+from orchestrator.certification import certify_run
 from orchestrator.cli import main
 from orchestrator.on_ray.jobs import Jobs, job_of
 from orchestrator.spec import load_spec

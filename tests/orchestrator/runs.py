@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from orchestrator.plan import Plan
+from orchestrator.plans import Plan
 from orchestrator.resolve import resolve
 from orchestrator.spec import validate
 from workers import counts_table, layout

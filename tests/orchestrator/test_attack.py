@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-import orchestrator.attack as attack_module
-from orchestrator.attack import attack_run
+import orchestrator.attacking as attack_module
 from orchestrator.attack_text import title
-from orchestrator.certify import certify_run
+from orchestrator.attacking import attack_run
+from orchestrator.certification import certify_run
 from orchestrator.cli import main
 from orchestrator.crew import Crew, Device, Job, Task
 from orchestrator.errors import RunError, SpecError

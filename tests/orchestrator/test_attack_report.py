@@ -19,16 +19,16 @@ from markupsafe import escape
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from orchestrator.attack import attack_run
 from orchestrator.attack_figures import attacks_figure
 from orchestrator.attack_text import sandwich_text
+from orchestrator.attacking import attack_run
 from orchestrator.cli import main
 from orchestrator.errors import RunError
 from orchestrator.gallery import Exhibit, difference_png, image_png
 from orchestrator.numerals import percent, percent_up
-from orchestrator.reduce import reduce_run
-from orchestrator.report import Published, publish, report_html
+from orchestrator.reduction import reduce_run
 from orchestrator.reported import load_run
+from orchestrator.reporting import Published, publish, report_html
 from orchestrator.robustness import reduce_attacks
 from orchestrator.runs import read_plan
 from orchestrator.sandwich import sandwich

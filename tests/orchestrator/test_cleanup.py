@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from orchestrator.cli import main
 from orchestrator.errors import RunError
-from orchestrator.reduce import reduce_run
+from orchestrator.reduction import reduce_run
 from orchestrator.tables import View
 from orchestrator.upkeep.cleanup import DRIVER_GONE_S, YOUNG_S, Leftover, delete_leftovers, find_leftovers, leftovers
 from tests.object_store import BUCKET, ObjectStore

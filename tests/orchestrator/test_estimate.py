@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import WorkersError
 from orchestrator.estimate import Cost, extrapolated, run_probes
-from orchestrator.plan import Plan
+from orchestrator.plans import Plan
 from orchestrator.spec import validate
 from tests.orchestrator.runs import MadeRun
 from workers.probe import Probe

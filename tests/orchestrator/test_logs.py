@@ -57,7 +57,7 @@ def test_a_shard_that_fails_is_logged_with_each_attempt(tmp_path: Path, monkeypa
     spec = digits_spec(store={"run": run}, resources={"shard_size": 8})
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(spec))
     monkeypatch.setattr(
-        "orchestrator.certify.certify_run.__kwdefaults__", {"retry_failed": False, "hire": hire_failing}
+        "orchestrator.certification.certify_run.__kwdefaults__", {"retry_failed": False, "hire": hire_failing}
     )
     result = stn("--log-format", "json", "certify", "job.yaml")
     assert result.exit_code == 3, result.output

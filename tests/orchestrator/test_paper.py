@@ -16,7 +16,7 @@ import torch
 import yaml
 from click.testing import CliRunner, Result
 
-from orchestrator.certify import certify_run
+from orchestrator.certification import certify_run
 from orchestrator.cli import main
 from orchestrator.errors import SpecError
 from orchestrator.numerals import percent
@@ -59,9 +59,9 @@ def _inline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     networks = dict.fromkeys(("mnist", "mnist_shallow"), lambda classes: tiny())
     monkeypatch.setattr("stn_core.models.loading._OWN", networks)
-    monkeypatch.setattr("orchestrator.train.fit", fit_inline)
-    monkeypatch.setattr("orchestrator.train.cluster", no_cluster)
-    monkeypatch.setattr("orchestrator.certify.certify_run", functools.partial(certify_run, hire=hire_inline))
+    monkeypatch.setattr("orchestrator.training.fit", fit_inline)
+    monkeypatch.setattr("orchestrator.training.cluster", no_cluster)
+    monkeypatch.setattr("orchestrator.certification.certify_run", functools.partial(certify_run, hire=hire_inline))
 
 
 def spec(content: dict[str, Any], **sections: Any) -> Spec:

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from orchestrator.attack import attack_run
+from orchestrator.attacking import attack_run
 from orchestrator.cli import main
 from orchestrator.crew import Crew, Device, Task
 from orchestrator.dispatch import Event, Failed
@@ -250,9 +250,9 @@ def done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
             kept.append(f"attack {Path(job.store.run).name}")
         return found
 
-    monkeypatch.setattr("orchestrator.train.fit", fit)
-    monkeypatch.setattr("orchestrator.train.cluster", no_cluster)
-    monkeypatch.setattr("orchestrator.attack.attack_run", attack)
+    monkeypatch.setattr("orchestrator.training.fit", fit)
+    monkeypatch.setattr("orchestrator.training.cluster", no_cluster)
+    monkeypatch.setattr("orchestrator.attacking.attack_run", attack)
     return kept
 
 

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from orchestrator.errors import RunError, SpecError
-from orchestrator.plan import Plan
-from orchestrator.reduce import check_against, reduce_run
+from orchestrator.plans import Plan
+from orchestrator.reduction import check_against, reduce_run
 from orchestrator.reported import load_run
 from orchestrator.runs import counted_shards, read_plan, read_shard, read_votes
 from orchestrator.tables import (

@@ -20,8 +20,9 @@ from PIL import Image
 
 from orchestrator.errors import RunError
 from orchestrator.numerals import percent, percent_up
-from orchestrator.reduce import reduce_run
-from orchestrator.report import (
+from orchestrator.reduction import reduce_run
+from orchestrator.reported import ReportedRun, load_run
+from orchestrator.reporting import (
     Steps,
     facts,
     figure_png,
@@ -31,7 +32,6 @@ from orchestrator.report import (
     radius_table,
     report_html,
 )
-from orchestrator.reported import ReportedRun, load_run
 from orchestrator.tables import Line, View
 from stn_core import CERTIFICATES
 from tests.orchestrator.runs import NOISES, MadeRun, invented, plan_of
@@ -384,7 +384,7 @@ def test_a_thinned_curve_never_shows_more_than_the_exact_one(
 ) -> None:
     store, run = many
     exact = load_steps(store, run)
-    monkeypatch.setattr("orchestrator.report._MOST_STEPS", most)
+    monkeypatch.setattr("orchestrator.reporting._MOST_STEPS", most)
     for line, thinned in load_steps(store, run).items():
         assert len(thinned.radius) <= most + 2 < len(exact[line].radius)
         ends = exact[line].radius

@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.errors import RunError
 from orchestrator.presence import announced
-from orchestrator.status import Status, images_per_second, status_of
+from orchestrator.standing import Status, images_per_second, status_of
 from tests.orchestrator.runs import MadeRun
 from workers import layout
 from workers.store import LocalStore, StoredObject

@@ -12,12 +12,12 @@ import torch
 import yaml
 from click.testing import CliRunner, Result
 
-from orchestrator.certify import certify_run
+from orchestrator.certification import certify_run
 from orchestrator.cli import main
 from orchestrator.errors import SpecError
 from orchestrator.spec import Spec, validate
 from orchestrator.sweep import points
-from orchestrator.train import prepare, train_model
+from orchestrator.training import prepare, train_model
 from tests.orchestrator.inline import fit_inline, hire_inline, no_cluster
 from tests.orchestrator.runs import mnist_spec
 from workers import layout
@@ -156,9 +156,9 @@ def done(content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             kept.append(f"certify {Path(job.store.run).name}")
         return found
 
-    monkeypatch.setattr("orchestrator.train.fit", fit)
-    monkeypatch.setattr("orchestrator.train.cluster", no_cluster)
-    monkeypatch.setattr("orchestrator.certify.certify_run", certify)
+    monkeypatch.setattr("orchestrator.training.fit", fit)
+    monkeypatch.setattr("orchestrator.training.cluster", no_cluster)
+    monkeypatch.setattr("orchestrator.certification.certify_run", certify)
     return kept
 
 
@@ -198,23 +198,23 @@ def test_a_sweep_trains_certifies_and_shows_all_and_again_does_nothing(done: lis
 def test_an_interrupted_sweep_goes_on_with_what_is_missing(
     done: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from orchestrator import train
+    from orchestrator import training
 
-    real = train.fit
+    real = training.fit
 
     def interrupted(job: Any, **named: Any) -> bytes:
         if job.noise.sigma == 0.3:
             raise KeyboardInterrupt
         return real(job, **named)
 
-    monkeypatch.setattr("orchestrator.train.fit", interrupted)
+    monkeypatch.setattr("orchestrator.training.fit", interrupted)
     first = stn("--sigma", "0.1,0.3")
     assert first.exit_code == 130
     assert not (tmp_path / "sweep" / "report.html").exists()
     assert done == ["train stn 0.1", "certify stn-sigma-0.1"]
 
     done.clear()
-    monkeypatch.setattr("orchestrator.train.fit", real)
+    monkeypatch.setattr("orchestrator.training.fit", real)
     assert stn("--sigma", "0.1,0.3").exit_code == 0
     assert done == ["train stn 0.3", "certify stn-sigma-0.3"]
 

@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from orchestrator import epochs, train
+from orchestrator import epochs, training
 from orchestrator.errors import SpecError, TrainingError, TrainingInterrupted
 from orchestrator.on_ray.cluster import Capacity
 from orchestrator.spec import Spec, validate
-from orchestrator.train import Trained, on_gpus, prepare, train_model
+from orchestrator.training import Trained, on_gpus, prepare, train_model
 from tests.fault_proxy import Proxy, fault_proxy
 from tests.networks import tiny
 from tests.object_store import BUCKET, ObjectStore
@@ -254,7 +254,7 @@ def test_a_checkpoint_that_lands_meanwhile_is_not_overwritten(
     theirs = spec(few_digits, f"{uri}/theirs.pt", seed=1)
     run(theirs)
     content = open_store(uri).read("theirs.pt")
-    fit = train.fit
+    fit = training.fit
 
     def overtaken(*arguments: Any, **named: Any) -> bytes:
         open_store(uri).create("model.pt", content)
@@ -278,7 +278,7 @@ def test_a_server_that_ignores_conditions_is_refused_before_anything_is_trained(
 def test_a_training_that_came_on_before_it_failed_goes_on_and_says_why(
     jobs: list[TrainJob], few_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fitted = train.fit
+    fitted = training.fit
     failures = iter([TrainingInterrupted("training failed: a"), TrainingInterrupted("training failed: b")])
 
     def fit(job: TrainJob, **others: Any) -> bytes:

@@ -15,7 +15,7 @@ import pytest
 
 from orchestrator.errors import RunError
 from orchestrator.progress import Meter
-from orchestrator.reduce import reduce_run
+from orchestrator.reduction import reduce_run
 from orchestrator.tables import METADATA_KEY, View
 from orchestrator.upkeep.findings import KINDS, Findings
 from orchestrator.upkeep.verify import Verification, verify_run

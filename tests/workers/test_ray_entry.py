@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from orchestrator.plan import Plan
+from orchestrator.plans import Plan
 from orchestrator.resolve import resolve
 from orchestrator.spec import validate
 from tests.orchestrator.runs import digits_spec

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pyarrow.compute as pc
 
 from orchestrator.errors import RunError
-from orchestrator.plan import Plan
+from orchestrator.plans import Plan
 from orchestrator.presence import Driver, drivers_at_work
 from orchestrator.robustness import attempted
 from orchestrator.runs import given_up_shards, read_plan, read_shard, vote_objects

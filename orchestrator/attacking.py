@@ -15,7 +15,7 @@ from orchestrator.dispatch import News, Outcome, dispatch
 from orchestrator.errors import RunError, SpecError
 from orchestrator.on_ray.actors import hire_actors
 from orchestrator.opening import keep_index, known_index
-from orchestrator.plan import Plan
+from orchestrator.plans import Plan
 from orchestrator.policy import Facts, Policy
 from orchestrator.presence import announced
 from orchestrator.progress import meter

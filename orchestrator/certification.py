@@ -13,11 +13,11 @@ from orchestrator.dispatch import Counted, News, Outcome, dispatch
 from orchestrator.errors import RunError, SpecError
 from orchestrator.on_ray.actors import hire_actors
 from orchestrator.opening import keep_index, known_index
-from orchestrator.plan import Plan, difference
+from orchestrator.plans import Plan, difference
 from orchestrator.policy import Facts, Policy
 from orchestrator.presence import announced
 from orchestrator.progress import Meter, meter
-from orchestrator.reduce import check_against, reduce_run
+from orchestrator.reduction import check_against, reduce_run
 from orchestrator.resolve import Resolved, resolve
 from orchestrator.runs import (
     check_no_import,

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from orchestrator.errors import RunError, SpecError
-from orchestrator.plan import ANYTIME, Plan
+from orchestrator.plans import ANYTIME, Plan
 from orchestrator.runs import CountRows, counted_shards, read_votes, vote_objects
 from orchestrator.spec import check_view
 from orchestrator.tables import (
