@@ -1,7 +1,7 @@
 """Two procedures on the same images: by how much their rates differ, and whether they do.
 
-Of each image only four things matter: both succeed on it, neither, only the one, or only the other. What differs between
-the two is in the last two counts alone. Images are a simple random sample of all that there might be.
+Both succeed on an image, neither does, only the one, or only the other. What differs between them is in the last two
+counts alone. Images are a simple random sample of all that there might be.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -97,6 +98,43 @@ def print_best(runs: Any) -> None:
             table.add_row(radius, *(column.get(radius, "") for column in columns))
         console.print(Text(f"certified accuracy, {line.certificate.replace('_', ' ')}, {line.protocol}"))
         console.print(table)
+
+
+def print_comparison(comparison: Any, console: Console | None = None) -> None:
+    """Runs beside the first of them, to standard output; readable in 80 columns."""
+    from orchestrator import compare_text as text
+
+    console = console or _console()
+    for sentence in text.incomplete_text(comparison):
+        console.print(Text(sentence, style="red"))
+    for compared in comparison.lines:
+        _print_narrow(console, text.line_table(comparison, compared, text.TERMINAL))
+    for sentence in text.verdicts(comparison):
+        console.print(Text(sentence, style="bold"))
+    for sentence in text.notes(comparison, "*"):
+        console.print(Text(sentence))
+    if comparison.settings:
+        console.print()
+        _print_narrow(console, text.settings_table(comparison, text.TERMINAL))
+
+
+def _print_narrow(console: Console, content: Any) -> None:
+    """A table in which only the names of runs, and settings, are broken where there is no room."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    left = len(content.columns) - content.right
+    for number, column in enumerate(content.columns):
+        fixed = content.right and number != left - 1
+        table.add_column(
+            Text(column),
+            justify="right" if number >= left else "left",
+            min_width=max((len(row[number]) for row in content.rows), default=0) if fixed else None,
+            overflow="fold",
+        )
+    for row in content.rows:
+        table.add_row(*map(Text, row))
+    console.print(Text(content.title))
+    console.print(table)
+    console.print()
 
 
 def print_attacks(attacked: Any, sandwiches: Any, check: Any) -> None:
