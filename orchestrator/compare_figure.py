@@ -28,13 +28,18 @@ def figure_png(comparison: Comparison) -> bytes:
     for compared, curves, differences in zip(lines, rows[::2], rows[1::2], strict=True):
         _draw_curves(curves, comparison, compared)
         _draw_differences(differences, comparison, compared)
-        reach = 1.02 * max(float(compared.radii.max()), compared.points[-1].radius) or 1.0
+        reach = _reach(compared)
         for axes in (curves, differences):
-            axes.set_xlim(-0.01 * reach, reach)
+            axes.set_xlim(-0.02 * reach, 1.02 * reach)
             axes.grid(alpha=0.3)
     sink = io.BytesIO()
     figure.savefig(sink, format="png")
     return sink.getvalue()
+
+
+def _reach(compared: Compared) -> float:
+    """The largest radius to draw."""
+    return max(float(compared.radii.max()), compared.points[-1].radius) or 1.0
 
 
 def _draw_curves(axes: Axes, comparison: Comparison, compared: Compared) -> None:
@@ -54,17 +59,19 @@ def _draw_curves(axes: Axes, comparison: Comparison, compared: Compared) -> None
 
 def _draw_differences(axes: Axes, comparison: Comparison, compared: Compared) -> None:
     radius = np.array([point.radius for point in compared.points])
+    apart = 0.006 * _reach(compared)
     axes.axhline(0.0, color="C0")
     for number in range(1, len(comparison.entrants)):
         colour = f"C{number % 10}"
         beside = [one for point in compared.points if (one := point.standings[number].beside) is not None]
         middle = np.array([one.gained - one.lost for one in beside]) / comparison.images
-        axes.plot(radius, middle, color=colour, marker="o", markersize=3, linewidth=1)
+        # Beside each other, and not joined: between two radii a difference may be anything.
+        place = radius + apart * (number - len(comparison.entrants) / 2)
+        axes.plot(place, middle, color=colour, marker="o", markersize=4, linestyle="")
         ends = [(one.judged.low, one.judged.high) for one in beside if one.judged is not None]
         if ends:
             low, high = np.array(ends).T
-            axes.fill_between(radius, low, high, color=colour, alpha=0.12, linewidth=0)
-            axes.vlines(radius, low, high, color=colour, linewidth=1)
+            axes.vlines(place, low, high, color=colour, linewidth=1.5)
     axes.set_xlabel(f"radius ({NORMS[compared.norm]}, pixels in [0, 1])")
     axes.set_ylabel(f"difference from {drawable(comparison.names[0])}"[:40], fontsize="small")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from orchestrator.compare import Beside, Compared, Comparison
 from orchestrator.entrants import Entrant, line_text
-from orchestrator.numerals import NORMS, p_text, percent, points, points_between, radius_text
+from orchestrator.numerals import NORMS, UNKNOWN, p_text, percent, points, points_between, radius_text
 from stn_core.naming import listed
 
 Words = Callable[[str], str]
@@ -87,11 +87,8 @@ def _beside(beside: Beside | None, images: int) -> tuple[str, str, str]:
     difference, counts = points(beside.gained - beside.lost, images), f"{beside.gained}, {beside.lost}"
     if beside.judged is None:
         return difference, counts, UNKNOWN
-    return (
-        f"{difference} ({points_between(beside.judged.low, beside.judged.high)})",
-        counts,
-        p_text(beside.judged.p_holm),
-    )
+    interval = points_between(beside.judged.low, beside.judged.high)
+    return f"{difference} ({interval})", counts, p_text(beside.judged.p_holm)
 
 
 def settings_table(comparison: Comparison, form: Form) -> Table:
@@ -125,7 +122,9 @@ def verdicts(comparison: Comparison) -> list[str]:
 
 
 def _verdict(compared: Compared, run: int) -> str:
-    more, fewer, alike = [], [], 0
+    more: list[str] = []
+    fewer: list[str] = []
+    alike = 0
     for point in compared.points:
         beside = point.standings[run].beside
         if beside is None or beside.judged is None:
@@ -151,7 +150,7 @@ def notes(comparison: Comparison, best: str) -> list[str]:
     complete = sum(one.run.complete for one in comparison.entrants)
     return [
         f"{comparison.images} images, the same for all runs"
-        + ("" if set(comparison.covered) == {comparison.images} else f": those that each has counted, of ({covered})"),
+        + ("" if set(comparison.covered) == {comparison.images} else f": those that each has counted, of {covered}"),
         f"difference: from {first}, in percentage points. Its interval (Tango's score interval, each by itself) is "
         "about the choice of images: what all those would show of which these are a random sample. It says nothing of "
         "certificates that the votes' noise made false, nor of networks trained anew",
