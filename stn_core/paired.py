@@ -30,8 +30,9 @@ def mcnemar(only_one: ArrayLike, only_other: ArrayLike) -> Floats:
         ValueError: a count is negative, or none.
     """
     one, other = _counts(only_one), _counts(only_other)
-    total = one + other
-    return np.minimum(1.0, 2 * special.bdtr(np.minimum(one, other), total, 0.5))
+    fewer, more = np.minimum(one, other), np.maximum(one, other)
+    # P(X <= fewer), X binomial of fewer + more fair coins; where there are none, the result is 1 below.
+    return np.minimum(1.0, np.where(more == 0, 1.0, 2 * special.betainc(np.maximum(more, 1.0), fewer + 1, 0.5)))
 
 
 def difference_interval(

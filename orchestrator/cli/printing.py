@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Any
 
@@ -119,17 +120,14 @@ def print_comparison(comparison: Any, console: Console | None = None) -> None:
 
 
 def _print_narrow(console: Console, content: Any) -> None:
-    """A table in which only the names of runs, and settings, are broken where there is no room."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    left = len(content.columns) - content.right
+    """A table in which, where there is no room, the last column of words is broken and no figure."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    words = len(content.columns) - content.right
     for number, column in enumerate(content.columns):
-        fixed = content.right and number != left - 1
-        table.add_column(
-            Text(column),
-            justify="right" if number >= left else "left",
-            min_width=max((len(row[number]) for row in content.rows), default=0) if fixed else None,
-            overflow="fold",
-        )
+        figure = number >= words
+        heading = re.sub(r" (?=\()|(?<=,) ", "\n", column) if figure else column
+        justify: Any = "right" if figure else "left"
+        table.add_column(Text(heading), justify=justify, no_wrap=number != words - 1, overflow="fold")
     for row in content.rows:
         table.add_row(*map(Text, row))
     console.print(Text(content.title))
