@@ -86,8 +86,8 @@ def test_where_no_image_tells_them_apart_it_is_wilsons_about_nothing() -> None:
 
 
 def covered(images: int, low: Floats, high: Floats) -> list[float]:
-    """How often such intervals, one for each outcome, hold the truth, exactly: over a grid of true probabilities in which
-    rare differences, where approximations fail first, are not rare."""
+    """How often such intervals, one for each outcome, hold the truth, exactly: over a grid of true probabilities, many
+    of them small, where approximations fail first."""
     grid = np.array([0, 0.1, 0.3, 0.5, 1, 1.5, 2, 3, 4, 5.5, 7, 10, 15]) / images
     return [
         float(chances(images, one, other)[(low <= one - other) & (one - other <= high)].sum())
