@@ -13,7 +13,10 @@ from stn_core.naming import listed
 Words = Callable[[str], str]
 
 #: Settings by which certificates themselves are made, not what is certified.
-_NOT_ALIKE = ("confidence.alpha", "confidence.interval", "sampling.draws", "sampling.mode")
+_NOT_ALIKE = (
+    *("confidence.alpha", "confidence.interval", "radii"),
+    *("sampling.draws", "sampling.mode", "sampling.stages", "sampling.tolerance"),
+)
 
 
 @dataclass(frozen=True)

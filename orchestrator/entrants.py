@@ -223,6 +223,8 @@ def differing(entrants: Sequence[Entrant]) -> tuple[Setting, ...]:
 def _settings(run: ReportedRun) -> dict[str, Any]:
     view, goal = run.reduced.view, run.reduced.goal
     decided = {f"sampling.{name}": goal[name] for name in ("mode", "draws", "tolerance", "stages") if name in goal}
+    # By these, votes decided how many there are to be; elsewhere they decide nothing.
+    decided |= {"radii": goal["radii"]} if "radii" in goal else {}
     settings = {"sampling.mode": "fixed", **run.plan.identity(), **decided}
     del settings["resources.shard_size"]
     return {**settings, "confidence.alpha": view.alpha, "confidence.interval": view.interval}

@@ -18,6 +18,7 @@ from rich.console import Console
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
+from orchestrator.certify import certify_run
 from orchestrator.cli import main
 from orchestrator.cli.printing import print_comparison
 from orchestrator.compare import Comparison, Question, compare
@@ -27,10 +28,12 @@ from orchestrator.entrants import distinct_names, load_entrants
 from orchestrator.envelope import envelopes
 from orchestrator.numerals import p_text, points, points_between
 from orchestrator.reduce import reduce_run
+from orchestrator.spec import validate
 from orchestrator.tables import View
 from stn_core import difference_interval
 from tests.object_store import BUCKET, ObjectStore
-from tests.orchestrator.runs import MadeRun, invented, plan_of
+from tests.orchestrator.inline import hire_inline
+from tests.orchestrator.runs import MadeRun, digits_spec, invented, plan_of
 from workers import layout
 from workers.store import LocalStore, open_store
 
@@ -177,6 +180,25 @@ def test_only_lines_that_all_runs_have_are_compared(runs: dict[str, Path], tmp_p
     left = "left out, since only some of the runs have it: renyi (split), neyman pearson one class (paper)"
     assert left in " ".join(result.stdout.split())
     assert "paper" not in stn(several, runs["split"], "--csv").stdout
+
+
+def test_an_adaptive_run_is_compared_with_a_fixed_one_and_called_unlike(tmp_path: Path) -> None:
+    anytime = {"confidence": {"protocol": "anytime", "alpha": 0.05}, "radii": [0.05, 0.1]}
+    samplings = {
+        "adaptive": {"mode": "adaptive", "draws": 2000, "selection_draws": 16, "seed": 1},
+        "fixed": {"draws": 200, "selection_draws": 16, "seed": 1},
+    }
+    for name, sampling in samplings.items():
+        spec = digits_spec(**anytime, sampling=sampling, store={"run": str(tmp_path / name)})
+        assert certify_run(validate(spec, "spec"), hire=hire_inline).complete
+    result = stn(tmp_path / "adaptive", tmp_path / "fixed", "--certificate", "neyman_pearson_one_class")
+    assert result.exit_code == 0
+    text = " ".join(result.stdout.split())
+    assert "sampling.mode adaptive adaptive fixed fixed" in text
+    assert "sampling.draws adaptive 2000 fixed 200" in text
+    assert "radii adaptive 0.05, 0.1 fixed —" in text
+    unlike = "not like for like: certificates differ in sampling.mode, sampling.draws, "
+    assert unlike in text
 
 
 # --- Which images --------------------------------------------------------------------------------------------------
