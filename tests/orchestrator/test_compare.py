@@ -158,6 +158,15 @@ def test_radii_of_all_tables_are_compared_unless_some_are_asked_for(runs: dict[s
         assert [standing.certified for standing in point.standings] == [first, second]
 
 
+def test_a_radius_that_an_image_just_reaches_is_reached(runs: dict[str, Path]) -> None:
+    rows = pd.read_parquet(runs["sigma-0.5"] / layout.CERTIFICATES)
+    rows = rows[rows["correct"] & (rows["certificate"] == "renyi")]
+    radius = float(rows["radius"].mode()[0])
+    assert (rows["radius"] == radius).sum() > 1
+    (point,) = of(runs, "sigma-0.1", "sigma-0.5", radii=(radius,), certificates=("renyi",)).lines[0].points
+    assert point.standings[1].certified == (rows["radius"] >= radius).sum()
+
+
 def _second(comparison: Comparison) -> list[Any]:
     return [point.standings[1] for compared in comparison.lines for point in compared.points]
 
@@ -327,8 +336,16 @@ def test_runs_of_the_same_name_are_told_apart(runs: dict[str, Path], tmp_path: P
     assert distinct_names(["/a/one", "/a/two"]) == ["one", "two"]
 
 
-@pytest.mark.parametrize("hostile", ["a|b*c_d`e[f](g)<h>", r"50% & #1 {x}\y~z^$_"])
-def test_a_name_means_nothing_to_markdown_or_latex(runs: dict[str, Path], tmp_path: Path, hostile: str) -> None:
+@pytest.mark.parametrize(
+    ("hostile", "escaped"),
+    [
+        ("a|b*c_d`e[f](g)<h>", r"a\textbar{}b*c\_d\textasciigrave{}e[f](g)\textless{}h\textgreater{}"),
+        (r"50% & #1 {x}\y~z^$_", r"50\% \& \#1 \{x\}\textbackslash{}y\textasciitilde{}z\textasciicircum{}\$\_"),
+    ],
+)
+def test_a_name_means_nothing_to_markdown_or_latex(
+    runs: dict[str, Path], tmp_path: Path, hostile: str, escaped: str
+) -> None:
     write(invented_run(0.5), tmp_path / hostile)
     comparison = of({**runs, "hostile": tmp_path / hostile}, "sigma-0.1", "hostile", certificates=("renyi",))
     text = markdown(comparison)
@@ -355,7 +372,9 @@ def test_a_name_means_nothing_to_markdown_or_latex(runs: dict[str, Path], tmp_pa
     body = tex.split(r"\midrule")[1].split(r"\bottomrule")[0].strip().splitlines()
     assert len(body) == 2 * len(RADII)
     # Cells end at ampersands that are not escaped, and braces are in pairs.
-    assert all(len(re.findall(r"(?<!\\)&", row)) == 5 and row.endswith(r" \\") for row in body)
+    cells = [re.split(r" (?<!\\)& ", row.removesuffix(r" \\")) for row in body]
+    assert {len(row) for row in cells} == {6}
+    assert [row[1] for row in cells] == ["sigma-0.1", escaped] * len(RADII)
     bare = re.sub(r"\\[&%$#_{}]", "", tex)
     assert bare.count("{") == bare.count("}")
     assert not re.search(r"[#^~]|(?<!\n)%", bare.removeprefix("%"))
