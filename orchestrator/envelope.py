@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from orchestrator.reported import ReportedRun
 from orchestrator.tables import Line
@@ -79,19 +80,46 @@ def _images(run: ReportedRun) -> tuple[object, ...]:
 def _envelope(line: Line, runs: Sequence[ReportedRun], lines: int) -> Envelope:
     curves = [dict(zip(_column(run, line, "radius"), _column(run, line, "certified"), strict=True)) for run in runs]
     radii = _common_radii(runs)
-    certified = np.array([[curve[radius] for radius in radii] for curve in curves], dtype=np.int64)
-    images, beta = runs[0].plan.images, min(run.reduced.view.beta for run in runs)
+    return envelope_of(
+        line,
+        runs,
+        radii,
+        np.array([[curve[radius] for radius in radii] for curve in curves], dtype=np.int64),
+        runs[0].plan.images,
+        lines,
+    )
+
+
+def envelope_of(
+    line: Line,
+    runs: Sequence[ReportedRun],
+    radii: Sequence[float],
+    certified: NDArray[np.int64],
+    images: int,
+    lines: int,
+) -> Envelope:
+    """The envelope of some runs' counts.
+
+    Args:
+        line: certificate and protocol of all counts.
+        runs: that are compared.
+        radii: in [0, 1] pixel units.
+        certified: how many images are certified, (runs, radii).
+        images: the same for all runs.
+        lines: how many lines' envelopes share beta.
+    """
+    beta = min(run.reduced.view.beta for run in runs)
     best = certified.argmax(axis=0)
     guaranteed: list[float] | None = None
     if line.guaranteed:
         # Every line, run and radius may be the one that is picked.
-        truly = truly_certified(
-            certified,
-            images,
-            alpha=line.alpha(runs[0].reduced.view.alpha),
-            beta=beta / (lines * certified.size),
-        )
-        guaranteed = (truly.max(axis=0) / images).tolist()
+        truly = [
+            truly_certified(
+                counts, images, alpha=line.alpha(run.reduced.view.alpha), beta=beta / (lines * certified.size)
+            )
+            for run, counts in zip(runs, certified, strict=True)
+        ]
+        guaranteed = (np.max(truly, axis=0) / images).tolist()
     points = tuple(
         Best(
             radius,

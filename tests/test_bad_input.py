@@ -36,6 +36,7 @@ from tests.troubles import (
     at_no_time,
     both,
     contents,
+    copied,
     disk_full_at,
     environment,
     has,
@@ -654,6 +655,26 @@ RUNS = [
         "run/certificates.parquet is missing or damaged: run `stn reduce` again",
         lacks("run/certificates.parquet"),
     ),
+    Bad("no run to compare with", "compare run nowhere", "no run at nowhere: it has no plan.json"),
+    Bad("a run beside nothing", "compare run run", "one run is no comparison: name at least two different ones"),
+    Bad("a run beside one without curves", "compare run half", "half has no certificates yet: run `stn reduce` first"),
+    Bad(
+        "certificates of two reduces to compare",
+        "compare run run2",
+        "run2/certificates.parquet and curves.parquet are of two reduces: run `stn reduce` again",
+        both(copied("run", "run2"), table_says("run2/curves.parquet", code_sha256="another")),
+    ),
+    Bad(
+        "a comparison in two forms",
+        "compare run half --csv --json",
+        "--markdown, --latex, --csv and --json exclude each other: choose one",
+    ),
+    Bad(
+        "a comparison into a file",
+        "compare run run2 --out job.yaml",
+        "cannot write under job.yaml: Not a directory",
+        copied("run", "run2"),
+    ),
     Bad("a report of no curves", "report run half --out out", "half has no certificates yet: run `stn reduce` first"),
 ]
 
@@ -1248,6 +1269,7 @@ GOOD = (
     "status {remote}",
     "reduce run --radii 0,0.1",
     "report run --out out",
+    "compare run {remote} --out out",
     "gc run --yes --older-than 0",
     "doctor job.yaml",
     "doctor job.yaml --set dataset.path=mnist --run {remote}",

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import json
 import resource
+import shutil
 import threading
 import uuid
 import warnings
@@ -86,6 +87,15 @@ def has(name: str, content: bytes | str = b"") -> Trouble:
 
 def has_folder(name: str) -> Trouble:
     return lambda world: (world.here / name).mkdir(parents=True)
+
+
+def copied(folder: str, name: str) -> Trouble:
+    """The same folder under another name too."""
+
+    def spoil(world: World) -> None:
+        shutil.copytree(world.here / folder, world.here / name)
+
+    return spoil
 
 
 def lacks(name: str) -> Trouble:

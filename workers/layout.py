@@ -12,6 +12,7 @@ RUN/partial/...                             the same views while the run is inco
 RUN/training.parquet                        the epochs of the network's training, where `stn train` trained it
 RUN/report.html, curves.png                 for people; also beside a sweep's runs, as figure1.png and table1.csv
 RUN/figure3.png, figure3.csv                beside the attacked runs of a figure, and likewise of figure4
+RUN/compare.png, compare.csv                of several runs, in a folder of nobody's run
 RUN/linear_program.parquet                  margins of a linear program's networks, beside a table1.csv
 RUN/drivers/HOST-PID-….json                 drivers at work, each refreshing its own
 RUN/imported.parquet                        certificates from elsewhere: no run of ours, and beside no plan
@@ -48,6 +49,8 @@ TABLE_1 = "table1.csv"
 FIGURE_3, FIGURE_3_TABLE = "figure3.png", "figure3.csv"
 FIGURE_4, FIGURE_4_TABLE = "figure4.png", "figure4.csv"
 LINEAR_PROGRAM = "linear_program.parquet"
+COMPARISON = "compare.png"
+COMPARISON_TABLE = "compare.csv"
 
 _SHARD = re.compile(r"counts/round=0/shard-(\d{6,})\.parquet")
 _ROUND = re.compile(r"counts/round=(\d+)/shard-(\d{6,})\.parquet")

@@ -9,6 +9,7 @@ import click
 
 from orchestrator import logs
 from orchestrator.cli.attack import attack
+from orchestrator.cli.compare import compare
 from orchestrator.cli.comparisons import paper, sweep
 from orchestrator.cli.job import certify, plan, train
 from orchestrator.cli.paper_attacks import figure3, figure4
@@ -44,7 +45,7 @@ def main(verbose: bool, form: logs.Format) -> None:
 
 
 _COMMANDS = (
-    *(train, plan, certify, attack, submit, sweep, paper, status, reduce, report, import_cohen),
+    *(train, plan, certify, attack, submit, sweep, paper, status, reduce, report, compare, import_cohen),
     *(gc, doctor, verify),
 )
 for _command in _COMMANDS:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -97,6 +99,40 @@ def print_best(runs: Any) -> None:
             table.add_row(radius, *(column.get(radius, "") for column in columns))
         console.print(Text(f"certified accuracy, {line.certificate.replace('_', ' ')}, {line.protocol}"))
         console.print(table)
+
+
+def print_comparison(comparison: Any, console: Console | None = None) -> None:
+    """Runs beside the first of them, to standard output; readable in 80 columns."""
+    from orchestrator import compare_text as text
+
+    console = console or _console()
+    for sentence in text.incomplete_text(comparison):
+        console.print(Text(sentence, style="red"))
+    for compared in comparison.lines:
+        _print_narrow(console, text.line_table(comparison, compared, text.TERMINAL))
+    for sentence in text.verdicts(comparison):
+        console.print(Text(sentence, style="bold"))
+    for sentence in text.notes(comparison, "*"):
+        console.print(Text(sentence))
+    if comparison.settings:
+        console.print()
+        _print_narrow(console, text.settings_table(comparison, text.TERMINAL))
+
+
+def _print_narrow(console: Console, content: Any) -> None:
+    """A table in which, where there is no room, the last column of words is broken and no figure."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    words = len(content.columns) - content.right
+    for number, column in enumerate(content.columns):
+        figure = number >= words
+        heading = re.sub(r" (?=\()|(?<=,) ", "\n", column) if figure else column
+        justify: Any = "right" if figure else "left"
+        table.add_column(Text(heading), justify=justify, no_wrap=number != words - 1, overflow="fold")
+    for row in content.rows:
+        table.add_row(*map(Text, row))
+    console.print(Text(content.title))
+    console.print(table)
+    console.print()
 
 
 def print_attacks(attacked: Any, sandwiches: Any, check: Any) -> None:

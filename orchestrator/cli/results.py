@@ -61,7 +61,8 @@ def status(run: str, as_json: bool) -> int:
     return 0
 
 
-def _numbers(_: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+def increasing(_: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    """A callback for radii."""
     if value is None:
         return None
     try:
@@ -92,7 +93,7 @@ def _numbers(_: click.Context, parameter: click.Parameter, value: str | None) ->
     type=click.Choice(get_args(Interval)),
     help="How votes bound probabilities; randomised is tighter, by a recorded chance per image.",
 )
-@click.option("--radii", callback=_numbers, metavar="R,R,…", help="Radii at which to report certified accuracy.")
+@click.option("--radii", callback=increasing, metavar="R,R,…", help="Radii at which to report certified accuracy.")
 @json_option
 @command
 def reduce(
@@ -191,7 +192,7 @@ def report(runs: tuple[str, ...], out: Path | None, as_json: bool) -> int:
     return 0 if shown.complete else EXIT_INCOMPLETE
 
 
-def _inside(low: float, high: float) -> Callable[[click.Context, click.Parameter, float | None], float | None]:
+def inside(low: float, high: float) -> Callable[[click.Context, click.Parameter, float | None], float | None]:
     """A callback that refuses all but numbers between two, NaN too, which click's own ranges let pass."""
 
     def check(_: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
@@ -206,9 +207,9 @@ def _inside(low: float, high: float) -> Callable[[click.Context, click.Parameter
 @click.argument("files", nargs=-1, required=True, metavar="FILE [FILE …]", type=click.Path(path_type=Path))
 @click.option("--out", required=True, metavar="URI", help="Folder of its own, or s3://bucket/prefix, to write to.")
 @click.option("--name", help="What to call the result in reports. Default: the last part of --out.")
-@click.option("--sigma", type=float, callback=_inside(0, float("inf")), help="Declare the noise, if you know it.")
+@click.option("--sigma", type=float, callback=inside(0, float("inf")), help="Declare the noise, if you know it.")
 @click.option("--draws", type=click.IntRange(min=1), metavar="N", help="Declare n, if you know it.")
-@click.option("--alpha", type=float, callback=_inside(0, 1), help="Declare each image's failure probability.")
+@click.option("--alpha", type=float, callback=inside(0, 1), help="Declare each image's failure probability.")
 @click.option(
     "--norm", type=click.Choice(["l1", "l2", "linf"]), help="Declare the radii's norm; taken to be L2 without."
 )

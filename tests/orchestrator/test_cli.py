@@ -26,7 +26,7 @@ from workers import layout
 
 COMMANDS = (
     *("train", "plan", "certify", "attack", "submit", "sweep", "paper", "status", "reduce", "report"),
-    *("import-cohen", "gc", "doctor", "verify"),
+    *("compare", "import-cohen", "gc", "doctor", "verify"),
 )
 
 
@@ -652,6 +652,12 @@ ERRORS: list[tuple[str, str]] = [
     ("report nowhere", "no run at"),
     ("report {half}", "run `stn reduce` first"),
     ("report ftp://host/run", "ftp://"),
+    ("compare nowhere {whole}", "no run at"),
+    ("compare {half} {whole}", "run `stn reduce` first"),
+    ("compare {newer} {whole}", "newer version"),
+    ("compare {no_plan} {whole}", "damaged"),
+    ("compare {old} {whole}", "no certificates yet: run `stn reduce` first"),
+    ("compare {whole} ftp://host/run", "ftp://"),
     ("verify nowhere", "no run at"),
     ("verify {file}", "no run at"),
     ("verify ftp://host/run", "ftp://"),
@@ -696,6 +702,8 @@ USAGE: list[tuple[str, str]] = [
     ("reduce {whole} --radii nan", "finite"),
     ("reduce {whole} --radii inf", "finite"),
     ("report", "Missing argument 'RUN"),
+    ("compare", "Missing argument 'RUN"),
+    ("compare {whole} {half} --level one", "'one' is not a valid float"),
     ("verify", "Missing argument 'RUN'"),
     ("verify {whole} --recount 0", "0 is not in the range"),
     ("verify {whole} --recount all", "'all' is not a valid integer"),

@@ -57,8 +57,8 @@ def jobs(places: list[Path | str], monkeypatch: pytest.MonkeyPatch) -> list[Trai
     def cluster(_: int) -> Iterator[Capacity]:
         yield Capacity(((2, 0),))
 
-    monkeypatch.setattr(train, "fit", fit)
-    monkeypatch.setattr(train, "cluster", cluster)
+    monkeypatch.setattr(training, "fit", fit)
+    monkeypatch.setattr(training, "cluster", cluster)
     return kept
 
 
@@ -260,7 +260,7 @@ def test_a_checkpoint_that_lands_meanwhile_is_not_overwritten(
         open_store(uri).create("model.pt", content)
         return fit(*arguments, **named)
 
-    monkeypatch.setattr(train, "fit", overtaken)
+    monkeypatch.setattr(training, "fit", overtaken)
     with pytest.raises(SpecError, match="was trained with other settings"):
         run(spec(few_digits, f"{uri}/model.pt"))
     assert open_store(uri).read("model.pt") == content
@@ -287,7 +287,7 @@ def test_a_training_that_came_on_before_it_failed_goes_on_and_says_why(
             raise failure
         return content
 
-    monkeypatch.setattr(train, "fit", fit)
+    monkeypatch.setattr(training, "fit", fit)
     seen: list[int] = []
     told: list[str] = []
     asked = prepare(spec(few_digits, tmp_path / "w.pt"))
@@ -369,7 +369,7 @@ def test_nothing_is_waited_for_or_left_unused_in_silence(
 ) -> None:
     ready = prepare(spec(few_digits, tmp_path / "w.pt", **asked))
     told: list[str] = []
-    monkeypatch.setattr(train, "cluster", lambda _: contextlib.nullcontext(capacity))
+    monkeypatch.setattr(training, "cluster", lambda _: contextlib.nullcontext(capacity))
     train_model(ready, observe=lambda epoch: None, warn=told.append)
     assert told == expected
 
@@ -377,7 +377,7 @@ def test_nothing_is_waited_for_or_left_unused_in_silence(
 def test_fewer_gpus_than_workers_are_not_left_idle_in_silence(
     jobs: list[TrainJob], few_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "cluster", lambda _: contextlib.nullcontext(given(3)))
+    monkeypatch.setattr(training, "cluster", lambda _: contextlib.nullcontext(given(3)))
     with pytest.raises(SpecError, match=r"training\.workers is 4, and this machine has GPUs for 3"):
         run(spec(few_digits, tmp_path / "w.pt", workers=4))
     assert jobs == []
