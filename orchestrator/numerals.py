@@ -26,3 +26,8 @@ def percent_up(fraction: float) -> str:
 def radius_text(radius: float) -> str:
     """As it was asked for, every digit: rounded, a radius could be shown that is larger than the one certified."""
     return str(np.format_float_positional(radius, trim="-"))
+
+
+def radius_down(radius: float) -> str:
+    """A certified radius with four decimals, never rounded up."""
+    return f"{math.floor(radius * 10_000) / 10_000:.4f}"

@@ -154,7 +154,8 @@ def report(runs: tuple[str, ...], out: Path | None, as_json: bool) -> int:
     Example: stn report runs/demo runs/sigma-0.5 --out comparison
     """
     from orchestrator.imported import curve, load, radii_beside
-    from orchestrator.report import publish, shown_radii
+    from orchestrator.report import publish
+    from orchestrator.report_tables import shown_radii
 
     stores = [open_store(run) for run in dict.fromkeys(runs)]
     target = LocalStore(out) if out is not None else stores[0] if len(runs) == 1 else LocalStore(Path())
