@@ -17,7 +17,7 @@ from stn_core.certificates import CERTIFICATES
 from workers.training import Epoch
 
 #: A longer title would squeeze the axes.
-_LEGEND_CHARACTERS = 60
+_LEGEND_CHARACTERS = 40
 
 
 def figure_png(runs: Sequence[tuple[ReportedRun, Mapping[Line, Steps]]], imported: Sequence[Imported] = ()) -> bytes:
@@ -32,7 +32,7 @@ def figure_png(runs: Sequence[tuple[ReportedRun, Mapping[Line, Steps]]], importe
                 if CERTIFICATES[line.certificate].norm == norm:
                     label = line_name(run, line)
                     if len(runs) > 1 or not run.complete:
-                        standing = f" ({run.lacking})" if run.lacking else ""
+                        standing = "" if run.complete else " (INCOMPLETE)"
                         label = f"{_drawable(run.name)}{standing}: {label}"
                     axes.step(curve.radius, curve.accuracy, where="pre", label=label)
         for one in imported:
@@ -94,7 +94,7 @@ def training_text(epochs: Sequence[Epoch]) -> str:
     return text + "."
 
 
-def _drawable(title: str) -> str:
-    """A run's title as a legend takes it: no mathematics in dollars, no leading underscore, not too long."""
-    text = title if len(title) <= _LEGEND_CHARACTERS else title[: _LEGEND_CHARACTERS - 1] + "…"
+def _drawable(name: str) -> str:
+    """A run's name as a legend takes it: no mathematics in dollars, no leading underscore, not too long."""
+    text = name if len(name) <= _LEGEND_CHARACTERS else name[: _LEGEND_CHARACTERS - 1] + "…"
     return "run " + text.replace("$", r"\$") if text.startswith("_") else text.replace("$", r"\$")

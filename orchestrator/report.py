@@ -26,7 +26,7 @@ from workers.training import Epoch
 
 #: Of attacked images on a page, all runs together, as 8-bit pixels, and of others: the page stays below 20 MB.
 _GALLERY_BYTES = 6_000_000
-_SPECIMEN_BYTES = 4_000_000
+SPECIMEN_BYTES = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def _attacks(one: UnderAttack) -> dict[str, Any]:
 
 
 def publish(
-    stores: Sequence[Store], target: Store, imported: Sequence[Imported] = (), *, most_bytes: int = _SPECIMEN_BYTES
+    stores: Sequence[Store], target: Store, imported: Sequence[Imported] = (), *, most_bytes: int = SPECIMEN_BYTES
 ) -> Published:
     """Write the figure and the page of some runs, and of what is shown beside them, to ``target``. Raises RunError, as
     for a run that has neither certificates nor attacks.

@@ -164,9 +164,10 @@ def break_down(certificates: pa.Table, view: View, num_classes: int, votes: Vote
         num_classes: classes the model votes among; images of others, which fail, are in no class.
         votes: of the same run; what was counted after the certificates were made is left out.
     """
-    radii = few(view.radii)
     lines = [(line, of_line(certificates, line)) for line in view.lines]
     largest = max((float(pc.max(own["radius"]).as_py() or 0.0) for _, own in lines), default=0.0)
+    # Where something is certified.
+    radii = few([radius for radius in view.radii if radius <= largest] or view.radii[:1])
     # The same bins for all lines, so that they can be compared.
     edges = np.linspace(0.0, largest or 1.0, _BINS + 1)
     first = lines[0][1]

@@ -27,6 +27,7 @@ Data = dict[str, Any]
 
 #: Okabe and Ito's, which most colour-blind people tell apart; no red, which is for what is wrong.
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#6a3d9a", "#8c6d31", "#17808e")
+_AGAIN = ("solid", "longdash", "longdashdot", "dashdot")
 _GREY, _RED = "#555555", "#b00020"
 
 #: Of all curves of a page together: it stays small, and no screen has that many pixels.
@@ -45,7 +46,7 @@ class Curves:
     def __init__(self, curves: int) -> None:
         self._most = max(50, _MOST_POINTS // max(1, curves))
         self._traces: dict[str, list[Data]] = {}
-        self._colours = 0
+        self._styles = 0
         self._references: set[str] = set()
 
     def add_run(self, number: int, run: ReportedRun, steps: Mapping[Line, Steps]) -> None:
@@ -56,11 +57,11 @@ class Curves:
             norm, rows = CERTIFICATES[line.certificate].norm, run.lines[line].to_pylist()
             reach[norm] = max(reach[norm], float(curve.radius[-1]), rows[-1]["radius"])
             meta = {"run": number, "group": title, "protocol": line.protocol, "incomplete": not run.complete}
-            name, colour = line_name(run, line), self._colour()
+            name, (colour, dash) = line_name(run, line), self._style()
             drawn = thinned(curve, self._most)
             self._add(
                 norm,
-                _step(drawn, colour, "solid"),
+                _step(drawn, colour, dash),
                 meta | {"legend": f"{name} ({rows[0]['abstained']} of {summary.images} abstain)"},
                 (title, name),
                 "images certified at radius",
@@ -74,12 +75,15 @@ class Curves:
                     f"truly certified, at least: {percent(value)} at radius {radius_text(radius)}"
                     for radius, value in least
                 ]
-                legend = f"{name}: truly certified, at least"
-                self._add_marks(norm, marks, meta | {"legend": legend}, (title, name), text)
+                legend = {"legend": f"{name}: truly certified, at least", "joined": True}
+                self._add_marks(norm, marks, meta | legend, (title, name), text)
         natural = summary.majority_correct / summary.images
         for norm, largest in reach.items():
             level = _points([0.0, largest], [natural, natural], _GREY, None) | {
-                "line": {"color": _GREY, "dash": "dot", "width": 1.5}
+                "mode": "lines+text",
+                "line": {"color": _GREY, "dash": "dot", "width": 1.5},
+                "texttemplate": ["", f"natural, {_escaped(_short(run.name))}"],
+                "textposition": "bottom left",
             }
             text = [f"accuracy of the majority of votes, without perturbation: {percent(natural)}"] * 2
             legend = f"natural accuracy, majority of votes: {percent(natural)}"
@@ -128,7 +132,7 @@ class Curves:
         legend = f"{one.name} (imported; {one.abstained} of {one.images} abstain)"
         self._add(
             one.norm,
-            _step(curve, self._colour(), "dash"),
+            _step(curve, self._style()[0], "dash"),
             {"run": number, "group": one.title, "legend": legend},
             (one.title,),
             "images certified at radius",
@@ -141,7 +145,7 @@ class Curves:
         for one in published:
             if one.name not in self._references and "l2" in self._traces:
                 self._references.add(one.name)
-                marks = _points(list(one.radius), list(one.accuracy), self._colour(), "star-diamond-open")
+                marks = _points(list(one.radius), list(one.accuracy), self._style()[0], "star-diamond-open")
                 marks |= {
                     "mode": "lines+markers",
                     "line": {"color": marks["marker"]["color"], "dash": "dot", "width": 1},
@@ -173,9 +177,11 @@ class Curves:
             for norm, traces in self._traces.items()
         ]
 
-    def _colour(self) -> str:
-        self._colours += 1
-        return _COLOURS[(self._colours - 1) % len(_COLOURS)]
+    def _style(self) -> tuple[str, str]:
+        """Colour and dash of the next curve: others only when all colours are used."""
+        again, place = divmod(self._styles, len(_COLOURS))
+        self._styles += 1
+        return _COLOURS[place], _AGAIN[again % len(_AGAIN)]
 
     def _add(
         self, norm: str, trace: Data, meta: Data, title: tuple[str, ...], counted: str, curve: Steps, images: int
@@ -252,7 +258,12 @@ def _points(x: list[float], y: list[float], colour: str, symbol: str | None) -> 
 
 def _named(meta: Data) -> Data:
     """What a trace belongs to, and its name."""
-    return {"meta": meta, "name": _escaped(str(meta["legend"]))}
+    standing = "INCOMPLETE: " if meta.get("incomplete") else ""
+    return {"meta": meta, "name": _escaped(standing + str(meta["legend"]))}
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 24 else f"{name[:23]}…"
 
 
 def _escaped(text: str) -> str:

@@ -28,7 +28,7 @@
   // A trace is shown where its own box is ticked, and what is chosen anywhere does not speak against it.
   const visible = (figure, trace, place) => {
     const meta = trace.meta || {};
-    const box = document.querySelector(`input[data-trace="${figure}:${place}"]`);
+    const box = document.querySelector(`input[data-trace~="${figure}:${place}"]`);
     const group = meta.run === undefined ? null : document.querySelector(`input[data-run="${figure}:${meta.run}"]`);
     const [protocol] = chosen("protocol");
     const line = document.querySelector(`select[data-line="${figure}"]`);
@@ -47,7 +47,7 @@
         const traces = figures[number].data;
         const shown = traces.map((trace, place) => visible(number, trace, place));
         traces.forEach((_, place) => {
-          const box = document.querySelector(`input[data-trace="${number}:${place}"]`);
+          const box = document.querySelector(`input[data-trace~="${number}:${place}"]`);
           if (box) box.closest("label").classList.toggle("hidden-curve", !shown[place]);
         });
         return Plotly.restyle(div, { visible: shown }, traces.map((_, place) => place));
@@ -61,11 +61,12 @@
     modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
     toImageButtonOptions: { format: "svg" },
   };
+  // A hidden figure has no width.
+  document.documentElement.classList.add("drawn");
   const drawn = divs.map((div) => {
     const figure = figures[Number(div.dataset.figure)];
     return Plotly.newPlot(div, figure.data, figure.layout, config);
   });
-  document.documentElement.classList.add("drawn");
   Promise.all(drawn).then(refresh).then(() => document.documentElement.classList.add("ready"));
 
   document.addEventListener("change", (event) => {

@@ -15,7 +15,14 @@ from markupsafe import Markup
 from orchestrator.page.figures import Data
 
 #: A curve's line in the legend, by Plotly's name: lengths of strokes and gaps, pixels.
-_DASHES = {"solid": "", "dash": "6 3", "dot": "2 3", "dashdot": "7 3 2 3"}
+_DASHES = {
+    "solid": "",
+    "dash": "6 3",
+    "dot": "2 3",
+    "dashdot": "7 3 2 3",
+    "longdash": "10 4",
+    "longdashdot": "10 3 2 3",
+}
 
 
 def render(content: Mapping[str, Any], figures: Sequence[Data]) -> str:
@@ -47,7 +54,7 @@ def render(content: Mapping[str, Any], figures: Sequence[Data]) -> str:
 
 def legend(figure: Data) -> list[dict[str, Any]]:
     """A figure's legend: the groups of its traces, each with ``title``, ``run``, ``incomplete`` and ``curves``
-    (``place`` among the traces, ``text``, ``colour``, and ``dash`` of a line or None)."""
+    (``places`` among the traces, ``text``, ``colour``, and ``dash`` of a line or None)."""
     groups: dict[tuple[Any, str], dict[str, Any]] = {}
     for place, trace in enumerate(figure["data"]):
         meta = trace.get("meta", {})
@@ -57,10 +64,13 @@ def legend(figure: Data) -> list[dict[str, Any]]:
                 key,
                 {"title": meta["group"], "run": meta["run"], "incomplete": meta.get("incomplete", False), "curves": []},
             )
+            if meta.get("joined"):
+                group["curves"][-1]["places"].append(place)
+                continue
             line, marker = trace.get("line", {}), trace.get("marker", {})
             group["curves"].append(
                 {
-                    "place": place,
+                    "places": [place],
                     "text": meta["legend"],
                     "colour": line.get("color") or marker["color"],
                     "dash": _DASHES[line["dash"]] if "lines" in trace["mode"] else None,

@@ -11,7 +11,8 @@ import pytest
 from orchestrator.envelope import Envelope, envelopes
 from orchestrator.numerals import percent
 from orchestrator.reduce import reduce_run
-from orchestrator.report import best_table, report_html
+from orchestrator.report import report_html
+from orchestrator.report_tables import best_table
 from orchestrator.reported import ReportedRun, load_run
 from orchestrator.tables import Line, View
 from stn_core import truly_certified
