@@ -13,8 +13,9 @@ from orchestrator.envelope import envelopes
 from orchestrator.imported import Imported, radii_beside
 from orchestrator.imported_text import imported_facts, imported_table
 from orchestrator.page import details as page_details
+from orchestrator.page.bars import draws_figure, radius_figure
 from orchestrator.page.details import Details, load_details
-from orchestrator.page.figures import Curves, Data, draws_figure, radius_figure
+from orchestrator.page.figures import Curves, Data
 from orchestrator.page.rendering import render
 from orchestrator.page.reproduce import recipe
 from orchestrator.report_tables import best_table, facts, population_table, radius_table, shown_radii

@@ -15,7 +15,6 @@ import pyarrow.compute as pc
 from orchestrator.imported import Imported
 from orchestrator.literature import Literature
 from orchestrator.numerals import NORMS, percent, radius_text
-from orchestrator.page.breakdown import Breakdown
 from orchestrator.reported import ReportedRun
 from orchestrator.robustness import Attacked
 from orchestrator.sandwich import Sandwich
@@ -26,12 +25,14 @@ from stn_core.certificates import CERTIFICATES
 Data = dict[str, Any]
 
 #: Okabe and Ito's, which most colour-blind people tell apart; no red, which is for what is wrong.
-_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#6a3d9a", "#8c6d31", "#17808e")
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#6a3d9a", "#8c6d31", "#17808e")
 _AGAIN = ("solid", "longdash", "longdashdot", "dashdot")
-_GREY, _RED = "#555555", "#b00020"
+_GREY, RED = "#555555", "#b00020"
 
 #: Of all curves of a page together: it stays small, and no screen has that many pixels.
 _MOST_POINTS = 20_000
+
+_CERTIFIED = "images certified"
 
 _MARKERS = ("circle-open", "square-open", "diamond-open", "triangle-up-open", "cross-open", "x-open")
 
@@ -46,16 +47,15 @@ class Curves:
     def __init__(self, curves: int) -> None:
         self._most = max(50, _MOST_POINTS // max(1, curves))
         self._traces: dict[str, list[Data]] = {}
+        self._reach: dict[str, float] = {}
         self._styles = 0
         self._references: set[str] = set()
 
     def add_run(self, number: int, run: ReportedRun, steps: Mapping[Line, Steps]) -> None:
         """A run's curves, what of them is guaranteed, and the accuracy of the majority of its votes."""
         title, summary = run.title, run.reduced.summary
-        reach = {CERTIFICATES[line.certificate].norm: 0.0 for line in steps}
         for line, curve in steps.items():
             norm, rows = CERTIFICATES[line.certificate].norm, run.lines[line].to_pylist()
-            reach[norm] = max(reach[norm], float(curve.radius[-1]), rows[-1]["radius"])
             meta = {"run": number, "group": title, "protocol": line.protocol, "incomplete": not run.complete}
             name, (colour, dash) = line_name(run, line), self._style()
             drawn = thinned(curve, self._most)
@@ -64,7 +64,7 @@ class Curves:
                 _step(drawn, colour, dash),
                 meta | {"legend": f"{name} ({rows[0]['abstained']} of {summary.images} abstain)"},
                 (title, name),
-                "images certified at radius",
+                f"{_CERTIFIED} at radius",
                 drawn,
                 summary.images,
             )
@@ -75,11 +75,11 @@ class Curves:
                     f"truly certified, at least: {percent(value)} at radius {radius_text(radius)}"
                     for radius, value in least
                 ]
-                legend = {"legend": f"{name}: truly certified, at least", "joined": True}
-                self._add_marks(norm, marks, meta | legend, (title, name), text)
+                joined = {"legend": f"{name}: truly certified, at least", "joined": True}
+                self._add_marks(norm, marks, meta | joined, (title, name), text)
         natural = summary.majority_correct / summary.images
-        for norm, largest in reach.items():
-            level = _points([0.0, largest], [natural, natural], _GREY, None) | {
+        for norm in dict.fromkeys(CERTIFICATES[line.certificate].norm for line in steps):
+            level = _points([0.0, 0.0], [natural, natural], _GREY, None) | {
                 "mode": "lines+text",
                 "line": {"color": _GREY, "dash": "dot", "width": 1.5},
                 "texttemplate": ["", f"natural, {_escaped(_short(run.name))}"],
@@ -87,7 +87,7 @@ class Curves:
             }
             text = [f"accuracy of the majority of votes, without perturbation: {percent(natural)}"] * 2
             legend = f"natural accuracy, majority of votes: {percent(natural)}"
-            meta = {"run": number, "group": title, "legend": legend, "incomplete": not run.complete}
+            meta = {"run": number, "group": title, "legend": legend, "incomplete": not run.complete, "level": True}
             self._add_marks(norm, level, meta, (title,), text)
 
     def add_attacks(self, number: int, run: ReportedRun, attacked: Attacked, sandwiches: Sequence[Sandwich]) -> None:
@@ -98,9 +98,9 @@ class Curves:
             # What attacks broke is the same for all lines of a norm; only where it is evaluated differs.
             own = [one for one in sandwiches if CERTIFICATES[one.line.certificate].norm == norm]
             longest = max(own, key=lambda one: float(one.radius[-1]))
-            colour = "black" if all(one.holds for one in own) else _RED
+            colour = "black" if all(one.holds for one in own) else RED
             legend = "not seen to break under attack"
-            if colour == _RED:
+            if colour == RED:
                 legend = f"CONTRADICTED: {legend}, and yet certified"
             radius = np.append(longest.radius, longest.radius[-1])
             curve = thinned(Steps(radius, np.append(longest.attacked, longest.attacked[-1])), self._most)
@@ -124,6 +124,7 @@ class Curves:
                 )
                 text = [f"robust: {percent(row['robust_accuracy'])} at size {radius_text(row['size'])}" for row in rows]
                 legend = f"robust under {attack}"
+                self._see(rows[0]["norm"], [row["size"] for row in rows])
                 self._add_marks(rows[0]["norm"], marks, meta | {"legend": legend}, (name, attack), text)
 
     def add_imported(self, number: int, one: Imported) -> None:
@@ -135,7 +136,7 @@ class Curves:
             _step(curve, self._style()[0], "dash"),
             {"run": number, "group": one.title, "legend": legend},
             (one.title,),
-            "images certified at radius",
+            f"{_CERTIFIED} at radius",
             curve,
             one.images,
         )
@@ -145,6 +146,7 @@ class Curves:
         for one in published:
             if one.name not in self._references and "l2" in self._traces:
                 self._references.add(one.name)
+                self._see("l2", one.radius)
                 marks = _points(list(one.radius), list(one.accuracy), self._style()[0], "star-diamond-open")
                 marks |= {
                     "mode": "lines+markers",
@@ -163,81 +165,49 @@ class Curves:
 
     def figures(self) -> list[Data]:
         """Each norm's figure: ``title``, ``data`` and ``layout``."""
+        for norm, traces in self._traces.items():
+            for trace in traces:
+                if trace["meta"].get("level"):
+                    trace["x"] = [0.0, self._reach.get(norm) or 1.0]
         return [
             {
                 "title": f"certified accuracy by radius, {NORMS[norm]}",
                 "data": traces,
-                "layout": _layout(
+                "layout": layout_of(
                     f"radius ({NORMS[norm]}, pixels in [0, 1])",
                     "fraction of all images",
                     yaxis={"range": [0, 1.02], "tickformat": ".0%"},
-                    xaxis={"rangemode": "tozero"},
+                    xaxis={"range": [0, 1.03 * (self._reach.get(norm) or 1.0)]},
                 ),
             }
             for norm, traces in self._traces.items()
         ]
 
+    def _see(self, norm: str, radii: Sequence[float]) -> None:
+        """The norm's figure is to reach as far."""
+        self._reach[norm] = max([self._reach.get(norm, 0.0), *radii])
+
     def _style(self) -> tuple[str, str]:
         """Colour and dash of the next curve: others only when all colours are used."""
-        again, place = divmod(self._styles, len(_COLOURS))
+        again, place = divmod(self._styles, len(COLOURS))
         self._styles += 1
-        return _COLOURS[place], _AGAIN[again % len(_AGAIN)]
+        return COLOURS[place], _AGAIN[again % len(_AGAIN)]
 
     def _add(
         self, norm: str, trace: Data, meta: Data, title: tuple[str, ...], counted: str, curve: Steps, images: int
     ) -> None:
         """A step curve. The page's script makes the text at each point, from its number of images."""
+        # Where something is left: attacks in other norms go far beyond what is certified in this one.
+        if counted.startswith(_CERTIFIED):
+            self._see(norm, [float(curve.radius[-1])])
         meta = meta | {"title": title, "counted": f"of {images} {counted}", "images": images}
         count = np.rint(curve.accuracy * images).astype(int).tolist()
-        self._traces.setdefault(norm, []).append(trace | _named(meta) | {"customdata": count})
+        self._traces.setdefault(norm, []).append(trace | named(meta) | {"customdata": count})
 
     def _add_marks(self, norm: str, trace: Data, meta: Data, title: tuple[str, ...], text: list[str]) -> None:
         above = "<br>".join(map(_escaped, title))
         shown = [f"{above}<br>{line}" for line in text]
-        self._traces.setdefault(norm, []).append(trace | _named(meta) | {"text": shown, "hoverinfo": "text"})
-
-
-def radius_figure(run: ReportedRun, found: Breakdown) -> Data:
-    """Histograms of certified radii, one line of certificates at a time."""
-    traces = []
-    for one in found.lines:
-        name = line_name(run, one.line)
-        middle, width = (one.edges[1:] + one.edges[:-1]) / 2, np.diff(one.edges)
-        for what, counts, colour in (("for the label", one.right, _COLOURS[0]), ("for another class", one.wrong, _RED)):
-            text = [
-                f"{count} images certified {what},<br>radius {low:.4f} to {high:.4f}"
-                for count, low, high in zip(
-                    counts.tolist(), one.edges[:-1].tolist(), one.edges[1:].tolist(), strict=True
-                )
-            ]
-            traces.append(
-                {
-                    "type": "bar",
-                    "x": middle.tolist(),
-                    "y": counts.tolist(),
-                    "width": width.tolist(),
-                    "marker": {"color": colour},
-                    "text": text,
-                    "textposition": "none",
-                    "hoverinfo": "text",
-                    **_named({"line": name, "legend": f"certified {what}"}),
-                }
-            )
-    title = f"certified radii, {run.title}"
-    return {"title": title, "data": traces, "layout": _layout("radius (pixels in [0, 1])", "images", barmode="stack")}
-
-
-def draws_figure(run: ReportedRun, found: Breakdown) -> Data | None:
-    """How many images have how many draws; None where all have the same."""
-    if len(found.draws) < 2:
-        return None
-    # Numbers that votes choose grow in stages, each some times the one before: places, not lengths.
-    names = [str(number) for number in found.draws.tolist()]
-    counts = found.with_draws.tolist()
-    text = [f"{count} images with {name} draws" for count, name in zip(counts, names, strict=True)]
-    bars = {"type": "bar", "x": names, "y": counts, "marker": {"color": _COLOURS[2]}, "text": text, "hoverinfo": "text"}
-    layout = _layout("estimation draws of an image", "images", xaxis={"type": "category"})
-    return {"title": f"draws used, {run.title}", "data": [bars | {"textposition": "none"}], "layout": layout}
+        self._traces.setdefault(norm, []).append(trace | named(meta) | {"text": shown, "hoverinfo": "text"})
 
 
 def _step(curve: Steps, colour: str, dash: str) -> Data:
@@ -256,8 +226,8 @@ def _points(x: list[float], y: list[float], colour: str, symbol: str | None) -> 
     return trace | ({"marker": {"color": colour, "symbol": symbol, "size": 9, "line": {"width": 2}}} if symbol else {})
 
 
-def _named(meta: Data) -> Data:
-    """What a trace belongs to, and its name."""
+def named(meta: Data) -> Data:
+    """A trace's part that says what it belongs to, ``meta``, and its name, from ``legend`` there."""
     standing = "INCOMPLETE: " if meta.get("incomplete") else ""
     return {"meta": meta, "name": _escaped(standing + str(meta["legend"]))}
 
@@ -271,7 +241,8 @@ def _escaped(text: str) -> str:
     return html.escape(text, quote=False)
 
 
-def _layout(x: str, y: str, **more: Data | str) -> Data:
+def layout_of(x: str, y: str, **more: Data | str) -> Data:
+    """A figure's layout: the axes' titles, and what differs from all others' or is added to them."""
     axis = {"gridcolor": "#e5e5e5", "zerolinecolor": "#999999", "linecolor": "#999999", "fixedrange": False}
     layout: Data = {
         "xaxis": {**axis, "title": {"text": x}},

@@ -158,7 +158,7 @@ def test_the_page_begins_by_saying_that_something_is_incomplete(window: Opened) 
     assert window.page.title() == first
     legend = window.page.locator(".key legend").all_inner_texts()
     assert legend[0].strip() == "real"
-    assert "INCOMPLETE: 1 failed" in legend[1]
+    assert "(INCOMPLETE: 20 missing, 1 failed of 120 images)" in legend[1]
     names = [trace["name"] for trace in window.traces(0) if trace["meta"]["run"] == 1]
     assert names
     assert all(name.startswith("INCOMPLETE") for name in names)
