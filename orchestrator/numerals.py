@@ -45,3 +45,8 @@ def points_between(low: float, high: float) -> str:
 def p_text(p_value: float) -> str:
     """A p-value, four decimals, never rounded down."""
     return "<0.0001" if p_value < 1e-4 else f"{math.ceil(p_value * 1e4 * (1 - 1e-12)) / 1e4:.4f}"
+
+
+def radius_down(radius: float) -> str:
+    """A certified radius with four decimals, never rounded up."""
+    return f"{math.floor(radius * 10_000) / 10_000:.4f}"

@@ -13,12 +13,14 @@ from matplotlib.figure import Figure
 from pyarrow import csv
 
 from orchestrator import linear_program
+from orchestrator.drawing import dress, png
 from orchestrator.envelope import envelopes
 from orchestrator.errors import SpecError
+from orchestrator.literature import PAPER_DRAWS, PAPER_STN, PaperStn
 from orchestrator.reported import ReportedRun, load_run
-from orchestrator.reporting import dress, load_steps, png
 from orchestrator.runs import counted_shards, read_votes
 from orchestrator.spec import Spec, validate
+from orchestrator.steps import load_steps
 from orchestrator.sweep import Point, points
 from orchestrator.tables import Line
 from stn_core.certificates import CERTIFICATES
@@ -28,9 +30,6 @@ from stn_core.intervals import lower_bound
 from stn_core.sison_glaz import sison_glaz
 from workers.settings import Method
 from workers.store import Store
-
-#: The paper's number of draws.
-PAPER_DRAWS = 100
 
 #: The methods of Figure 1: the paper's, and its ablation.
 METHODS: tuple[Method, ...] = ("stn", "gaussian")
@@ -62,7 +61,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Literature:
+class Printed:
     """What Table 1 is about for one data set.
 
     Attributes:
@@ -77,23 +76,21 @@ class Literature:
 _WONG = "Wong et al. 2018, as the paper quotes it"
 
 
-def _literature(
-    radius: float, single: tuple[float, float], cascade: tuple[float, float], stn: tuple[float, float]
-) -> Literature:
-    return Literature(
-        radius,
+def _printed(single: tuple[float, float], cascade: tuple[float, float], stn: PaperStn) -> Printed:
+    return Printed(
+        stn.radius,
         (
             Row("linear program, single", _WONG, "dual of a linear program", None, single[0], None, single[1]),
             Row("linear program, cascade", _WONG, "dual of a linear program", None, cascade[0], None, cascade[1]),
-            Row("STN", "the paper", "renyi", PAPER_DRAWS, stn[0], None, stn[1]),
+            Row("STN", "the paper", "renyi", PAPER_DRAWS, stn.certified, None, stn.natural),
         ),
     )
 
 
 #: By the name of the paper's network.
 TABLE_1 = {
-    "mnist": _literature(1.58, (0.435, 0.882), (0.746, 0.814), (0.690, 0.989)),
-    "cifar10": _literature(36 / 255, (0.530, 0.612), (0.587, 0.688), (0.656, 0.805)),
+    "mnist": _printed((0.435, 0.882), (0.746, 0.814), PAPER_STN["mnist"]),
+    "cifar10": _printed((0.530, 0.612), (0.587, 0.688), PAPER_STN["cifar10"]),
 }
 
 

@@ -9,9 +9,9 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from orchestrator.drawing import png
 from orchestrator.errors import SpecError
 from orchestrator.numerals import NORMS
-from orchestrator.reporting import png
 from orchestrator.robustness import Attacked
 from orchestrator.spec import Spec, validate
 from orchestrator.sweep import Point, beside_checkpoint, of_method, points

@@ -44,16 +44,21 @@ class ReportedRun:
         return self.reduced.goal != goal_of(self.plan)
 
     @property
-    def title(self) -> str:
-        """The name, and INCOMPLETE where it is."""
+    def lacking(self) -> str:
+        """What the run lacks, beginning with INCOMPLETE; nothing where it is complete."""
         summary = self.reduced.summary
         if self.complete:
-            return self.name
+            return ""
         if self.outdated:
-            return f"{self.name} (INCOMPLETE: tables of an earlier goal, run `stn certify` again)"
+            return "INCOMPLETE: tables of an earlier goal, run `stn certify` again"
         without = [(summary.missing, "missing"), (summary.failed, "failed"), (summary.undecided, "undecided")]
         lacking = ", ".join(f"{count} {what}" for count, what in without if count)
-        return f"{self.name} (INCOMPLETE: {lacking} of {summary.images} images)"
+        return f"INCOMPLETE: {lacking} of {summary.images} images"
+
+    @property
+    def title(self) -> str:
+        """The name, and INCOMPLETE where it is."""
+        return f"{self.name} ({self.lacking})" if self.lacking else self.name
 
     @property
     def lines(self) -> dict[Line, pa.Table]:

@@ -31,7 +31,7 @@ def _of_how_many(run: Any) -> list[str]:
 def print_curves(run: Any) -> None:
     """Certified accuracy by radius, to standard output."""
     from orchestrator.numerals import percent
-    from orchestrator.reporting import draws_of, guarantee, radius_table, ties
+    from orchestrator.report_tables import draws_of, guarantee, radius_table, ties
 
     summary, view = run.reduced.summary, run.reduced.view
     console = _console()
@@ -78,7 +78,7 @@ def _by_radius(content: dict[str, Any]) -> Table:
 def print_best(runs: Any) -> None:
     """Certified accuracy of several runs by radius, and the best, to standard output."""
     from orchestrator.envelope import envelopes
-    from orchestrator.reporting import best_table, radius_table
+    from orchestrator.report_tables import best_table, radius_table
 
     console = _console()
     found = {best.line: best for best in envelopes(runs)}
@@ -198,8 +198,9 @@ def print_robust(rows: Any, checks: Any) -> None:
 
 def print_table1(rows: Any, spec: Any) -> None:
     """Table 1 to standard output."""
+    from orchestrator.literature import PAPER_DRAWS
     from orchestrator.numerals import percent
-    from orchestrator.paper import PAPER_DRAWS, largest_radius
+    from orchestrator.paper import largest_radius
 
     table = Table()
     for name in ("method", "source", "certificate"):

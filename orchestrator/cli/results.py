@@ -147,21 +147,25 @@ def reduce(
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder to write to. Default: the run; with several, here."
 )
+@click.option("--no-images", is_flag=True, help="Show no images of the data set; it is not even looked for.")
 @json_option
 @command
-def report(runs: tuple[str, ...], out: Path | None, as_json: bool) -> int:
+def report(runs: tuple[str, ...], out: Path | None, no_images: bool, as_json: bool) -> int:
     """Table, curves.png and a self-contained report.html; several runs, and imported results, on one figure.
 
     Example: stn report runs/demo runs/sigma-0.5 --out comparison
     """
     from orchestrator.imported import curve, load, radii_beside
-    from orchestrator.reporting import publish, shown_radii
+    from orchestrator.report_tables import shown_radii
+    from orchestrator.reporting import SPECIMEN_BYTES, publish
 
     stores = [open_store(run) for run in dict.fromkeys(runs)]
     target = LocalStore(out) if out is not None else stores[0] if len(runs) == 1 else LocalStore(Path())
     found = [(store, load(store)) for store in stores]
     imported = [one for _, one in found if one is not None]
-    shown = publish([store for store, one in found if one is None], target, imported)
+    shown = publish(
+        [store for store, one in found if one is None], target, imported, most_bytes=0 if no_images else SPECIMEN_BYTES
+    )
     radii = shown_radii(shown.runs)
     written = [f"{target.uri}/{name}" for name in shown.written]
     if as_json:

@@ -26,6 +26,7 @@ from orchestrator.cli import main
 from orchestrator.errors import RunError
 from orchestrator.gallery import Exhibit, difference_png, image_png
 from orchestrator.numerals import percent, percent_up
+from orchestrator.page.figures import Curves
 from orchestrator.reduction import reduce_run
 from orchestrator.reported import load_run
 from orchestrator.reporting import Published, publish, report_html
@@ -33,6 +34,7 @@ from orchestrator.robustness import reduce_attacks
 from orchestrator.runs import read_plan
 from orchestrator.sandwich import sandwich
 from orchestrator.spec import validate
+from orchestrator.steps import Steps
 from orchestrator.tables import View, read_certificates
 from orchestrator.under_attack import UnderAttack, load_attacks
 from tests.orchestrator.inline import hire_inline
@@ -263,6 +265,44 @@ def test_what_is_drawn_is_what_certificates_and_attempts_say_at_each_size(
         }
         assert certified.get_ydata()[at] == sum(row["correct"] and row["radius"] >= size for row in own) / 20
         assert attacked.get_ydata()[at] == (20 - len(broken)) / 20
+
+
+def traces(one: UnderAttack) -> dict[str, list[dict[str, Any]]]:
+    """Of the page's own figures, what attacks put there, by name in the legend."""
+    assert one.run is not None
+    curves = Curves(10)
+    curves.add_run(0, one.run, {found.line: Steps(found.radius, found.certified) for found in one.sandwiches or ()})
+    before = {id(trace) for figure in curves.figures() for trace in figure["data"]}
+    curves.add_attacks(0, one.run, one.attacked, one.sandwiches or ())
+    shown: dict[str, list[dict[str, Any]]] = {}
+    for figure in curves.figures():
+        for trace in figure["data"]:
+            if id(trace) not in before:
+                shown.setdefault(trace["meta"]["legend"], []).append(trace)
+    return shown
+
+
+def test_the_interactive_figure_has_the_attacked_curve_and_the_attacks_points(found: UnderAttack) -> None:
+    assert found.sandwiches is not None
+    shown = traces(found)
+    # Attacks in a norm that nothing is certified in have no figure there to be in.
+    assert set(shown) == {"not seen to break under attack", "robust under pgd-l2"}
+    (curve,) = shown["not seen to break under attack"]
+    one = max(found.sandwiches, key=lambda one: float(one.radius[-1]))
+    assert curve["x"] == [*one.radius, one.radius[-1]]
+    assert curve["y"] == [*one.attacked, one.attacked[-1]]
+    assert curve["line"]["shape"] == "vh"
+    assert curve["line"]["color"] != RED
+    (points,) = shown["robust under pgd-l2"]
+    own = found.attacked.curves.filter(pc.equal(found.attacked.curves["attack"], "pgd-l2"))
+    assert (points["x"], points["y"]) == (own["size"].to_pylist(), own["robust_accuracy"].to_pylist())
+
+
+def test_a_contradiction_is_red_in_the_interactive_figure(found: UnderAttack) -> None:
+    (name,) = [name for name in traces(contradicted(found, 1.4)) if "not seen to break" in name]
+    assert name.startswith("CONTRADICTED")
+    (curve,) = traces(contradicted(found, 1.4))[name]
+    assert curve["line"]["color"] == RED
 
 
 def test_a_contradiction_is_red_in_the_figure(found: UnderAttack) -> None:

@@ -11,8 +11,9 @@ import pytest
 from orchestrator.envelope import Envelope, envelopes
 from orchestrator.numerals import percent
 from orchestrator.reduction import reduce_run
+from orchestrator.report_tables import best_table
 from orchestrator.reported import ReportedRun, load_run
-from orchestrator.reporting import best_table, report_html
+from orchestrator.reporting import report_html
 from orchestrator.tables import Line, View
 from stn_core import truly_certified
 from tests.orchestrator.runs import MadeRun, invented, plan_of

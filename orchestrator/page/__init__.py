@@ -1,0 +1,1 @@
+"""The page that `stn report` writes: what is on it, its figures, and how it looks."""
