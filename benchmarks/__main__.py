@@ -1,4 +1,4 @@
-"""Run benchmarks, all or those named, print one table, keep it as JSON, write it into the README.
+"""Run benchmarks, all or those named, print one table, keep it as JSON, write it into docs/speed.md.
 
 Each module beside this one that has ``rows`` is a part. A part's rows stand with when, where and of what they were
 measured, until that part is measured again.
@@ -27,7 +27,7 @@ from benchmarks.measure import Row
 from workers.versions import versions
 
 RESULTS = Path(__file__).parent / "results/latest.json"
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs/speed.md"
 BEGIN, END = "<!-- of benchmarks/results/latest.json, by `make bench` -->", "<!-- end of it -->"
 
 
@@ -40,14 +40,14 @@ def main() -> None:
     names = known_parts()
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("part", nargs="*", choices=[[], *names], help="what to run: all, unless some are named")
-    parser.add_argument("--readme", action="store_true", help="run nothing, write the README's table")
+    parser.add_argument("--page", action="store_true", help="run nothing, write the page's table")
     options = parser.parse_args()
-    for name in () if options.readme else options.part or names:
+    for name in () if options.page else options.part or names:
         found, seconds = measured(name)
         if found:  # a part that needs what this machine has not leaves its rows as they are
             keep(name, found, seconds)
             Console(width=160).print(printed(name, found))
-    README.write_text(with_table(README.read_text(), markdown(json.loads(RESULTS.read_text()))))
+    PAGE.write_text(with_table(PAGE.read_text(), markdown(json.loads(RESULTS.read_text()))))
 
 
 def measured(name: str) -> tuple[list[Row], float]:
@@ -75,7 +75,7 @@ def keep(name: str, found: list[Row], seconds: float) -> None:
 def commit() -> str:
     """Of the source, with a plus where it has been changed since."""
     told = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+"], cwd=README.parent, capture_output=True, text=True, check=False
+        ["git", "describe", "--always", "--dirty=+"], cwd=PAGE.parent, capture_output=True, text=True, check=False
     )
     return told.stdout.strip() or "unknown"
 

@@ -1,7 +1,7 @@
 """Votes per second of ResNet-50 at 224 x 224 on a GPU, against its compiled forward pass alone, and the chip's peak.
 
 Needs nothing but numpy, scipy and torch; without torchvision it is the CIFAR ResNet-110 on 32 x 32 instead. Writes
-results/gpu.json. Not yet run: the table in README.md has no figure from it.
+results/gpu.json. Not yet run: the table in docs/speed.md has no figure from it.
 """
 
 from __future__ import annotations

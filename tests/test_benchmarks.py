@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,20 @@ import pytest
 from benchmarks import __main__ as benchmark
 from benchmarks.measure import Row, single
 
+ROOT = Path(__file__).parents[1]
 
-def test_the_readmes_table_is_that_of_the_results() -> None:
-    text = benchmark.README.read_text()
+
+def test_the_pages_table_is_that_of_the_results() -> None:
+    text = benchmark.PAGE.read_text()
     assert text == benchmark.with_table(text, benchmark.markdown(json.loads(benchmark.RESULTS.read_text())))
+
+
+def test_the_readmes_ratios_are_those_of_the_results() -> None:
+    text = (ROOT / "README.md").read_text().partition("\n## Speed\n")[2].partition("\n---\n")[0]
+    rows = [row for part in json.loads(benchmark.RESULTS.read_text()).values() for row in part["rows"]]
+    told = re.findall(r"\d+\.\d+", text)
+    assert len(told) == 5
+    assert set(told) <= {f"{row['ratio']:.3g}" for row in rows}
 
 
 @pytest.mark.parametrize(
