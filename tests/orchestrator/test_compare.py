@@ -21,7 +21,7 @@ from statsmodels.stats.multitest import multipletests
 from orchestrator.certification import certify_run
 from orchestrator.cli import main
 from orchestrator.cli.printing import print_comparison
-from orchestrator.compare import Comparison, Question, compare
+from orchestrator.comparison import Comparison, Question, compare
 from orchestrator.compare_figure import drawable, figure_png
 from orchestrator.compare_formats import latex, markdown
 from orchestrator.entrants import distinct_names, load_entrants
