@@ -50,7 +50,9 @@ class Results:
 
         Raises RunError where a later reduce has replaced them.
         """
-        return read_certificates(self.store, self.reduced, partial=published(self.store) is None)
+        table = read_certificates(self.store, self.reduced, partial=published(self.store) is None)
+        # To pandas, a dictionary would be a categorical, which groups otherwise than text.
+        return table.cast(pa.schema([_as_text(field) for field in table.schema], table.schema.metadata))
 
     def __repr__(self) -> str:
         summary, view = self.summary, self.reduced.view
@@ -59,6 +61,10 @@ class Results:
             f"counted={summary.counted}, failed={summary.failed}, missing={summary.missing}, "
             f"certificates={view.certificates!r}, protocols={view.protocols!r}, alpha={view.alpha:g})"
         )
+
+
+def _as_text(field: pa.Field) -> pa.Field:
+    return field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
 
 
 def read_results(store: Store) -> Results:
