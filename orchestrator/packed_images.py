@@ -70,9 +70,14 @@ def count_of(images: Dataset) -> int:
     return count
 
 
-def pixels_of(images: Dataset, number: int) -> Pixels:
-    """One image, uint8 (channels, height, width). Raises PackError if that is not what it is, to the last digit."""
-    return _pixels(_pair(images, number)[0], number)
+def labelled(images: Dataset, number: int, shape: tuple[int, ...] | None = None) -> tuple[Pixels, Any]:
+    """One image, uint8 (channels, height, width), and its label. Raises PackError if an image is not that, to the last
+    digit, or has another shape than image 0, where that is known."""
+    image, label = _pair(images, number)
+    pixels = _pixels(image, number)
+    if shape is not None and pixels.shape != shape:
+        raise PackError(f"image {number} has shape {pixels.shape}, image 0 {shape}: resize or crop them alike")
+    return pixels, label
 
 
 def encode_parts(
@@ -100,10 +105,7 @@ def encode_parts(
         encoded: list[dict[str, Any]] = []
         labels: list[int] = []
         for number in numbers:
-            image, label = _pair(images, number)
-            pixels = _pixels(image, number)
-            if pixels.shape != shape:
-                raise PackError(f"image {number} has shape {pixels.shape}, image 0 {shape}: resize or crop them alike")
+            pixels, label = labelled(images, number, shape)
             encoded.append({"bytes": _png(pixels), "path": None})
             labels.append(_label(label, number, num_classes))
         sink = io.BytesIO()
@@ -162,9 +164,7 @@ def _pixels(image: Any, number: int) -> Pixels:
     if isinstance(image, np.ndarray):
         image = torch.from_numpy(np.ascontiguousarray(image))
     if not isinstance(image, torch.Tensor):
-        raise PackError(
-            f"image {number} is a {type(image).__name__}: give a tensor, an array or an image of PIL"
-        )
+        raise PackError(f"image {number} is a {type(image).__name__}: give a tensor, an array or an image of PIL")
     image = image.detach().cpu()
     if image.ndim != 3 or image.shape[0] not in (1, 3) or 0 in image.shape:
         raise PackError(

@@ -16,7 +16,7 @@ import yaml
 from torch import nn
 
 from orchestrator.errors import PackError
-from orchestrator.packed_images import Dataset, check_same, count_of, encode_parts, pixels_of
+from orchestrator.packed_images import Dataset, check_same, count_of, encode_parts, labelled
 from orchestrator.progress import meter
 from orchestrator.resolve import resolve
 from orchestrator.spec import Spec, validate
@@ -96,15 +96,15 @@ def pack(
         StoreError: the folder cannot be written.
     """
     store, count = open_store(str(folder)), count_of(images)
-    first = pixels_of(images, 0)
-    program = _exported(network, first.shape)
+    shape = labelled(images, 0)[0].shape
+    program = _exported(network, shape)
     if classes is not None and len(classes) != program.classes:
         raise PackError(f"classes has {len(classes)} names, and the network {program.classes} outputs")
     content = {
         "dataset": {
             "kind": "parquet",
             "path": f"{store.uri}/{layout.IMAGES}".rstrip("/"),
-            **({"mode": "gray"} if len(first) == 1 else {}),
+            **({"mode": "gray"} if shape[0] == 1 else {}),
         },
         "model": {
             "name": EXPORTED,
@@ -119,17 +119,23 @@ def pack(
         "store": {"run": f"{store.uri}/run" if run is None else open_store(str(run)).uri},
     }
     spec = validate(content, "pack")
-    _check_answers(network, program, [pixels_of(images, number) for number in range(min(count, _TRIED))], spec.model)
+    _check_answers(
+        network, program, [labelled(images, number, shape)[0] for number in range(min(count, _TRIED))], spec.model
+    )
     header = _HEADER.format(images=count, folder=store.uri)
     text = f"{header}{yaml.safe_dump(content, sort_keys=False, allow_unicode=True)}".encode()
     _check_spec(store, text)
     _put_program(store, program)
+    keys = []
     with meter("packing", count, "images") as progress:
-        for number, part in enumerate(encode_parts(images, first.shape, program.classes, classes)):
-            key = layout.part(number)
+        for number, part in enumerate(encode_parts(images, shape, program.classes, classes)):
+            keys.append(key := layout.part(number))
             if not store.create(key, part.content):
                 check_same(store.read(key), part, f"{store.uri}/{key}")
             progress.advance(part.images)
+    for stored in store.list(layout.IMAGES):
+        if stored.key not in keys:  # they would be among the images
+            raise PackError(f"{store.uri}/{stored.key} is of other images: name another folder, or remove this one")
     resolve(spec)  # as a driver does on any machine
     if not store.create(layout.SPEC, text):
         _check_spec(store, text)

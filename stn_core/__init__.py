@@ -2,8 +2,8 @@
 
 On a batch of images in memory, without a store or a cluster: ``count_votes`` of a network under noise (``Gaussian`` and
 the others), ``certify`` and ``certified_correct``; ``predict`` for the smoothed classifier's answer; a ``Target`` to be
-attacked by ``ProjectedGradient``, ``CarliniWagner`` or ``Square``. Training losses are in ``stn_core.training``, networks
-in ``stn_core.models``. Sizes and radii are in [0, 1] pixel units throughout. See docs/python.md.
+attacked by ``ProjectedGradient``, ``CarliniWagner`` or ``Square``. Training losses are in ``stn_core.training``,
+networks in ``stn_core.models``. Sizes and radii are in [0, 1] pixel units throughout. See docs/python.md.
 """
 
 from stn_core.attacks import Attack, CarliniWagner, ProjectedGradient, Square, Target
