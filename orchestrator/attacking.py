@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
 import torch
 
 from orchestrator import logs
 from orchestrator.crew import Device, Hire
 from orchestrator.dispatch import News, Outcome, dispatch
 from orchestrator.errors import RunError, SpecError
+from orchestrator.masking import Comparison, masking_check
 from orchestrator.on_ray.actors import hire_actors
 from orchestrator.opening import keep_index, known_index
 from orchestrator.plans import Plan
 from orchestrator.policy import Facts, Policy
 from orchestrator.presence import announced
 from orchestrator.progress import meter
+from orchestrator.reported import find_run
 from orchestrator.resolve import Resolved, resolve
 from orchestrator.robustness import (
     Attacked,
@@ -31,6 +34,7 @@ from orchestrator.robustness import (
     reduce_attacks,
 )
 from orchestrator.runs import check_no_import, read_plan
+from orchestrator.sandwich import Sandwich, sandwiches
 from orchestrator.spec import Resources, Spec
 from orchestrator.telling import tell
 from stn_core.models import weights_sha256
@@ -54,13 +58,27 @@ class AttackedRun:
         given_up: of those that were not, what they are called, to the reason.
         attacked: all attacks on the run as they stand.
         asked: names of those that this call was to make.
+        sandwiches: what the attacks make of the run's certificates; None where it has none yet.
+        masking: whether gradients are masked, by comparing attacks.
     """
 
     run: str
     done: int
     given_up: dict[str, str]
-    attacked: Attacked
+    attacked: Attacked = field(repr=False)
     asked: tuple[str, ...]
+    sandwiches: tuple[Sandwich, ...] | None = field(repr=False)
+    masking: tuple[Comparison, ...] = field(repr=False)
+
+    @property
+    def curves(self) -> pa.Table:
+        """Robust accuracy by attack and size: ``robustness.CURVES_SCHEMA``."""
+        return self.attacked.curves
+
+    @property
+    def holds(self) -> bool:
+        """No attack succeeds within a certified radius, but as chance allows for."""
+        return all(found.holds for found in self.sandwiches or ())
 
     @property
     def complete(self) -> bool:
@@ -108,7 +126,17 @@ def attack_run(spec: Spec, *, retry_failed: bool = False, hire: Hire = hire_acto
     }
     outcome = _carry_out(store, resolved, attacks, asked, spec.resources, missing, hire)
     given_up = {_called(job, number): reason for number, reason in outcome.given_up.items()}
-    return AttackedRun(store.uri, len(outcome.counted), given_up, reduce_attacks(store, plan, attacks.alpha), job.names)
+    attacked = reduce_attacks(store, plan, attacks.alpha)
+    run = find_run(store)
+    return AttackedRun(
+        run=store.uri,
+        done=len(outcome.counted),
+        given_up=given_up,
+        attacked=attacked,
+        asked=job.names,
+        sandwiches=None if run is None else tuple(sandwiches(store, run, attacked)),
+        masking=tuple(masking_check(attacked)),
+    )
 
 
 def _carry_out(

@@ -17,6 +17,7 @@ from orchestrator.plans import Plan, difference
 from orchestrator.policy import Facts, Policy
 from orchestrator.presence import announced
 from orchestrator.progress import Meter, meter
+from orchestrator.reading import Results
 from orchestrator.reduction import check_against, reduce_run
 from orchestrator.resolve import Resolved, resolve
 from orchestrator.runs import (
@@ -38,28 +39,19 @@ from workers.counting import CountJob
 from workers.store import Store, StoreError
 
 
-@dataclass(frozen=True)
-class Certification:
-    """What a call of ``certify_run`` did.
+@dataclass(frozen=True, repr=False)
+class Certification(Results):
+    """What a call of ``certify_run`` did, and what the run's votes certify.
 
     Attributes:
-        run: where the run is.
         counted: shards counted by this call.
         given_up: shard to the reason it was given up in this call.
-        reduced: certificates and curves.
         nothing_to_do: every shard was counted and this view reduced before.
     """
 
-    run: str
     counted: int
     given_up: dict[int, str]
-    reduced: Reduced
     nothing_to_do: bool
-
-    @property
-    def complete(self) -> bool:
-        """Every image has votes."""
-        return self.reduced.summary.complete
 
 
 def certify_run(spec: Spec, *, retry_failed: bool = False, hire: Hire = hire_actors) -> Certification:
@@ -99,7 +91,7 @@ def certify_run(spec: Spec, *, retry_failed: bool = False, hire: Hire = hire_act
     current = last is not None and last.view == view and last.goal == goal_of(plan) and not _outdated(store, last)
     work = _failed(store, stored, done, undecided) if retry_failed else _missing(plan, done, undecided)
     if current and decided and last is not None and not work.images:
-        return Certification(store.uri, 0, {}, last, nothing_to_do=True)
+        return Certification(store, last, 0, {}, nothing_to_do=True)
 
     outcome = _count(store, resolved, spec.resources, work, hire) if work.images else Outcome(set(), {})
     if read_plan(store).goal_or_none() != plan.goal_or_none():
@@ -110,7 +102,7 @@ def certify_run(spec: Spec, *, retry_failed: bool = False, hire: Hire = hire_act
     with meter("reducing", len(outcome.counted.union(done)), "shards") as progress:
         # By the plan that the run was begun with: its versions are those of the votes, as far as one plan can say.
         reduced = reduce_run(store, dataclasses.replace(stored, goal=plan.goal), view, progress.advance)
-    return Certification(store.uri, len(outcome.counted), outcome.given_up, reduced, nothing_to_do=False)
+    return Certification(store, reduced, len(outcome.counted), outcome.given_up, nothing_to_do=False)
 
 
 @dataclass(frozen=True)

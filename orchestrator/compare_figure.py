@@ -8,10 +8,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from orchestrator.compare import Compared, Comparison
+from orchestrator.compare_formats import as_csv
+from orchestrator.comparison import Compared, Comparison
 from orchestrator.entrants import line_text
 from orchestrator.numerals import NORMS
 from stn_core.curves import certified_correct
+from workers import layout
+from workers.store import Store
 
 #: More points than that are no finer a curve to the eye.
 _MOST_STEPS = 4000
@@ -81,3 +84,10 @@ def drawable(title: str) -> str:
     text = title if len(title) <= _LEGEND_CHARACTERS else title[: _LEGEND_CHARACTERS - 1] + "…"
     text = text.replace("$", r"\$")
     return f"run {text}" if text.startswith("_") else text
+
+
+def write_comparison(target: Store, comparison: Comparison) -> tuple[str, ...]:
+    """Write the figure and the table of a comparison; where they are. Raises StoreError."""
+    target.replace(layout.COMPARISON, figure_png(comparison))
+    target.replace(layout.COMPARISON_TABLE, as_csv(comparison))
+    return tuple(f"{target.uri}/{name}" for name in (layout.COMPARISON, layout.COMPARISON_TABLE))

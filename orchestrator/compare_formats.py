@@ -7,16 +7,12 @@ import io
 import json
 import re
 from collections.abc import Sequence
-from typing import Any
 
-import pyarrow as pa
 from pyarrow import csv
 
-from orchestrator.compare import Beside, Comparison, Judged
 from orchestrator.compare_text import Form, Table, incomplete_text, line_table, notes, settings_table, verdicts
+from orchestrator.comparison import Comparison, records
 from orchestrator.numerals import MINUS, UNKNOWN
-
-_JUDGED = tuple(field.name for field in dataclasses.fields(Judged))
 
 
 def markdown(comparison: Comparison) -> str:
@@ -95,48 +91,10 @@ def _tex(text: str) -> str:
     return "".join(_TEX.get(character, character) for character in text)
 
 
-def records(comparison: Comparison) -> list[dict[str, Any]]:
-    """Everything in full precision: a row for each line, radius and run. Fractions of all images, not per cent."""
-    return [
-        {
-            "certificate": compared.line.certificate,
-            "protocol": compared.line.protocol,
-            "norm": compared.norm,
-            "radius": point.radius,
-            "run": standing.run,
-            "uri": entrant.uri,
-            "complete": entrant.run.complete,
-            "alpha": compared.line.alpha(entrant.run.reduced.view.alpha),
-            "images": comparison.images,
-            "certified": standing.certified,
-            "certified_accuracy": standing.certified / comparison.images,
-            "best": standing.best,
-            "best_guaranteed_accuracy": point.guaranteed,
-            "baseline": comparison.names[0],
-            **_difference(standing.beside, comparison),
-        }
-        for compared in comparison.lines
-        for point in compared.points
-        for standing, entrant in zip(point.standings, comparison.entrants, strict=True)
-    ]
-
-
-def _difference(beside: Beside | None, comparison: Comparison) -> dict[str, Any]:
-    """What there is of it; the rest is None."""
-    judged = None if beside is None else beside.judged
-    return {
-        "gained": None if beside is None else beside.gained,
-        "lost": None if beside is None else beside.lost,
-        "difference": None if beside is None else (beside.gained - beside.lost) / comparison.images,
-        "level": comparison.level,
-        **(dict.fromkeys(_JUDGED) if judged is None else dataclasses.asdict(judged)),
-    }
-
-
 def as_csv(comparison: Comparison) -> bytes:
     """``records`` as CSV; what the first run has no value of is empty."""
     sink = io.BytesIO()
-    csv.write_csv(pa.Table.from_pylist(records(comparison)), sink)
+    csv.write_csv(comparison.table, sink)
     return sink.getvalue()
 
 

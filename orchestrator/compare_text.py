@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from orchestrator.compare import Beside, Compared, Comparison
+from orchestrator.comparison import Beside, Compared, Comparison
 from orchestrator.entrants import Entrant, line_text
 from orchestrator.numerals import NORMS, UNKNOWN, p_text, percent, points, points_between, radius_text
 from stn_core.naming import listed

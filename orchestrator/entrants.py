@@ -148,7 +148,10 @@ def _data_sets(one: Entrant, other: Entrant) -> str:
     told = []
     for entrant in (one, other):
         plan = entrant.run.plan
-        cut = {name: getattr(plan.spec.dataset, name, None) for name in ("split", "resize", "crop", "interpolation")}
+        cut = {
+            name: getattr(plan.spec.dataset, name, None)
+            for name in ("split", "resize", "crop", "interpolation", "mode")
+        }
         facts = [plan.spec.dataset.kind, f"{plan.dataset_size} images", f"sha-256 {plan.dataset_sha256[:_DIGEST]}…"]
         facts += [f"{name} {value}" for name, value in cut.items() if value is not None]
         told.append(f"{entrant.name} has {', '.join(facts)}")

@@ -3,6 +3,7 @@
 StnError
 ├── SpecError        the spec, or an option, is wrong
 ├── RunError         the run's folder does not fit what is asked of it
+├── PackError        a network or images cannot be written as data that any machine reads
 ├── LogError         a log to be imported is none, or contradicts itself
 ├── TrainingError    training did not finish
 └── WorkersError     workers cannot do the work at all
@@ -19,6 +20,10 @@ class SpecError(StnError):
 
 class RunError(StnError):
     """The run is missing, damaged, or another one."""
+
+
+class PackError(StnError):
+    """A network or images cannot be written as data that any machine reads."""
 
 
 class LogError(StnError):

@@ -21,7 +21,8 @@ from orchestrator.errors import WorkersError
 from orchestrator.on_ray.actors import workers_for
 from orchestrator.on_ray.cluster import ALLOCATOR, Capacity
 from orchestrator.plans import Plan
-from orchestrator.resolve import Resolved
+from orchestrator.resolve import Resolved, resolve
+from orchestrator.spec import Spec
 from stn_core.votes import default_batch_size
 from workers import counts_table
 from workers.counting import count_images, read_images
@@ -85,6 +86,65 @@ class Estimate:
     def seconds(self) -> float:
         """Of the whole command."""
         return self.start_s + self.count_s + self.reduce_s
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What certifying a spec would do, and what it would take here.
+
+    Attributes:
+        run: where the run would be kept.
+        images, shards, shard_size: of the run; images, shards, and images in a shard.
+        selection_draws, draws: of each image; under adaptive sampling, at most.
+        forward_passes: of the whole run, one for each noisy image.
+        actors: workers at a time.
+        forward_passes_per_s_per_actor: as measured, while all are at work.
+        estimated_seconds: of the whole command: the sum of the next three.
+        estimated_start_seconds, estimated_counting_seconds, estimated_reduce_seconds: of its parts.
+        estimated_bytes: size of the votes in the store.
+        model_sha256, dataset_sha256: digests of what would be counted.
+    """
+
+    run: str
+    images: int
+    shards: int
+    shard_size: int
+    selection_draws: int
+    draws: int
+    forward_passes: int
+    actors: int
+    forward_passes_per_s_per_actor: float
+    estimated_seconds: float
+    estimated_start_seconds: float
+    estimated_counting_seconds: float
+    estimated_reduce_seconds: float
+    estimated_bytes: int
+    model_sha256: str
+    dataset_sha256: str
+
+
+def forecast(spec: Spec) -> Forecast:
+    """Resolve a spec and ``estimate`` it. Raises as ``resolve`` and ``estimate`` do."""
+    resolved = resolve(spec)
+    cost, planned = estimate(resolved), resolved.plan
+    return Forecast(
+        run=spec.store.run,
+        images=planned.images,
+        shards=planned.shards,
+        shard_size=planned.shard_size,
+        selection_draws=spec.sampling.selection_draws,
+        draws=spec.sampling.draws,
+        forward_passes=planned.passes,
+        actors=cost.actors,
+        forward_passes_per_s_per_actor=float(f"{cost.passes_per_s:.4g}"),
+        estimated_seconds=round(cost.seconds, 1),
+        estimated_start_seconds=round(cost.start_s, 1),
+        estimated_counting_seconds=round(cost.count_s, 1),
+        estimated_reduce_seconds=round(cost.reduce_s, 1),
+        estimated_bytes=cost.bytes,
+        model_sha256=planned.model_sha256,
+        dataset_sha256=planned.dataset_sha256,
+    )
 
 
 def estimate(resolved: Resolved) -> Estimate:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from orchestrator.errors import SpecError
 from orchestrator.spec import Spec, validate
-from orchestrator.sweep import beside_checkpoint
+from orchestrator.sweeping import beside_checkpoint
 from stn_core.dual import margins
 from workers.counting import load_model
 from workers.images import DatasetError, load_all

@@ -21,7 +21,7 @@ from orchestrator.reported import ReportedRun, load_run
 from orchestrator.runs import counted_shards, read_votes
 from orchestrator.spec import Spec, validate
 from orchestrator.steps import load_steps
-from orchestrator.sweep import Point, points
+from orchestrator.sweeping import Point, points
 from orchestrator.tables import Line
 from stn_core.certificates import CERTIFICATES
 from stn_core.confidence import PROTOCOLS

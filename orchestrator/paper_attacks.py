@@ -14,7 +14,7 @@ from orchestrator.errors import SpecError
 from orchestrator.numerals import NORMS
 from orchestrator.robustness import Attacked
 from orchestrator.spec import Spec, validate
-from orchestrator.sweep import Point, beside_checkpoint, of_method, points
+from orchestrator.sweeping import Point, beside_checkpoint, of_method, points
 from workers.attack_settings import Attack, Attacks
 from workers.settings import Method, Model
 

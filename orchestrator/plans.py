@@ -315,8 +315,10 @@ def difference(stored: Plan, asked: Plan) -> list[str]:
 
 
 def _cut(plan: Plan) -> dict[str, Any]:
-    """How images are cut out, where they are."""
-    return {f"dataset.{key}": getattr(plan.spec.dataset, key, None) for key in ("resize", "crop", "interpolation")}
+    """How images are decoded and cut out, where they are."""
+    return {
+        f"dataset.{key}": getattr(plan.spec.dataset, key, None) for key in ("resize", "crop", "interpolation", "mode")
+    }
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

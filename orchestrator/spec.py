@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import re
 import types
 from collections.abc import Mapping, Sequence
@@ -186,16 +188,46 @@ def _check_additive(noise: Noise, training: Training | None, attack: Attacks | N
         raise ValueError("training: method smoothadv needs noise that is added to images, and splitting noise is not")
 
 
-def load_spec(path: Path, overrides: Sequence[str] = ()) -> Spec:
+#: What a spec may be given as: itself, a YAML file, or its sections as plain data.
+SpecSource = Spec | Path | str | Mapping[str, Any]
+
+
+def load_spec(
+    source: SpecSource, overrides: Sequence[str] = (), *, run: str | None = None, limit: int | None = None
+) -> Spec:
     """Read and validate a spec.
 
     Args:
-        path: a YAML file.
+        source: a YAML file; or sections as plain data, as YAML has them; or a spec, to be changed.
         overrides: "section.key=value" each, the value in YAML, applied before validation.
+        run: in place of store.run, a folder or s3://bucket/prefix.
+        limit: only the first so many images, as a run of its own: "-limit-N" is added to store.run, unless ``run`` is
+            given.
 
     Raises:
         SpecError: the file or an override is wrong; the message names file, key, value and what would be right.
     """
+    if isinstance(source, Spec) and not overrides and run is None and limit is None:
+        return source
+    content, name = _content(source)
+    for override in overrides:
+        _apply(content, override)
+    if limit is not None:
+        if run is None:
+            run = f"{_validated(copy.deepcopy(content), name).store.run.rstrip('/')}-limit-{limit}"
+        _apply(content, f"dataset.limit={limit}")
+    if run is not None:
+        _apply(content, f"store.run={json.dumps(run, ensure_ascii=False)}")  # which is YAML too
+    return _validated(content, name)
+
+
+def _content(source: SpecSource) -> tuple[dict[str, Any], str]:
+    """A spec as plain data that nobody else holds, and what to call it in errors. Raises SpecError."""
+    if isinstance(source, Spec):
+        return source.model_dump(exclude_unset=True), "spec"
+    if isinstance(source, Mapping):
+        return copy.deepcopy(dict(source)), "spec"
+    path = Path(source)
     try:
         text = path.read_text()
     except (OSError, ValueError) as error:
@@ -204,16 +236,19 @@ def load_spec(path: Path, overrides: Sequence[str] = ()) -> Spec:
     content = _parse(text, str(path))
     if not isinstance(content, dict):
         raise SpecError(f"{path} must hold sections (dataset, model, noise, …), see examples/demo.yaml")
-    for override in overrides:
-        _apply(content, override)
+    return content, str(path)
+
+
+def _validated(content: dict[str, Any], source: str) -> Spec:
+    """``validate``, of a spec that may name files of numbers. Raises SpecError."""
     training = content.get("training")
     for key, section in (
         ("dataset", content.get("dataset")),
         *((f"training.{name}", training.get(name)) for name in ("dataset", "validation") if isinstance(training, dict)),
     ):
         if isinstance(section, dict) and isinstance(section.get("indices"), str):
-            section["indices"] = _index_list(f"{path}: {key}.indices", Path(section["indices"]))
-    return validate(content, str(path))
+            section["indices"] = _index_list(f"{source}: {key}.indices", Path(section["indices"]))
+    return validate(content, source)
 
 
 def _index_list(key: str, path: Path) -> list[int]:

@@ -168,6 +168,15 @@ class Summary:
         """Every image has votes enough."""
         return self.counted == self.images and not self.undecided
 
+    @property
+    def lacking(self) -> str:
+        """What an incomplete run lacks, in one line."""
+        undecided = f", {self.undecided} of those counted undecided" if self.undecided else ""
+        return (
+            f"incomplete: of {self.images} images {self.counted} counted, {self.failed} failed, "
+            f"{self.missing} missing{undecided}; failed and missing ones count as not certified"
+        )
+
 
 @dataclass(frozen=True)
 class Reduced:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from orchestrator import epochs
 from orchestrator.errors import SpecError, TrainingInterrupted
 from orchestrator.on_ray.cluster import Capacity, cluster
 from orchestrator.on_ray.training import fit
+from orchestrator.progress import meter
 from orchestrator.resolve import held_to_versions
 from orchestrator.spec import Spec
 from stn_core.dual import check_network
@@ -44,6 +46,39 @@ class Trained:
 
     checkpoint: Path | str
     epoch: Epoch | None
+
+
+def train_spec(spec: Spec, only: NDArray[np.int64] | None = None) -> Trained:
+    """Train a spec's model under a progress bar, from wherever an earlier call left it.
+
+    Args:
+        spec: what to train, on what, and where to leave it.
+        only: as of ``prepare``.
+
+    Raises:
+        SpecError: as ``prepare`` and ``train_model``.
+        StoreError: the checkpoint cannot be written.
+        TrainingError: training failed for good.
+    """
+    ready = prepare(spec, only)
+    if ready.done:
+        return Trained(ready.checkpoint, None)
+    epochs, start = ready.job.training.epochs, time.monotonic()
+    with meter("training", epochs, "epochs") as progress:
+
+        def observe(epoch: Epoch) -> None:
+            measured = (
+                ""
+                if epoch.validation_clean is None
+                else f", held out {epoch.validation_clean:.1%} clean and {epoch.validation_noisy:.1%} noisy"
+            )
+            progress.note(
+                f"epoch {epoch.epoch}/{epochs}: loss {epoch.loss:.4f}, accuracy {epoch.accuracy:.1%}{measured} "
+                f"({time.monotonic() - start:.0f} s)"
+            )
+            progress.advance(1)
+
+        return train_model(ready, observe=observe, warn=progress.note)
 
 
 def train_model(ready: Ready, *, observe: Callable[[Epoch], None], warn: Callable[[str], None]) -> Trained:
@@ -211,7 +246,7 @@ def _noise(noise: Noise) -> dict[str, Any]:
 
 def decisive(training: Training) -> dict[str, Any]:
     """What decides the weights: neither paths nor workers do, nor what is measured meanwhile."""
-    elsewhere = {*PLACES, "interpolation"}  # the data set's fingerprint tells of it
+    elsewhere = {*PLACES, "interpolation", "mode"}  # the data set's fingerprint tells of it
     settings = training.model_dump(
         mode="json",
         exclude={**dict.fromkeys(_INDECISIVE, True), "dataset": elsewhere},

@@ -39,6 +39,9 @@ def predict(votes: Ints, *, enumerated: bool = False) -> Predicted:
     Args:
         votes: int64 (images, classes), of draws that nobody saw who chose the images.
         enumerated: the draws are all there are, and votes the probabilities: nothing is left to chance but ties.
+
+    Raises:
+        ValueError: ``votes`` are no such counts.
     """
     if votes.ndim != 2 or votes.shape[1] < 2 or (votes < 0).any():
         raise ValueError(f"votes must be counts (images, classes) of two classes or more, got shape {votes.shape}")

@@ -227,6 +227,22 @@ NETWORKS = [
         "certify job.yaml --set model.name=mnist",
         "model.checkpoint is missing: the weights of 'mnist' would be random",
     ),
+    Bad(
+        "a mode that is none",
+        "plan job.yaml --set 'dataset={kind: parquet, path: x.parquet, mode: grey}'",
+        "dataset.mode: got 'grey', did you mean 'gray'?; valid: 'rgb' or 'gray'",
+    ),
+    Bad(
+        "gray images for a network of colours",
+        f"plan job.yaml {RGB} --set 'dataset={{kind: parquet, path: x.parquet, mode: gray}}' --set model.num_classes=10",
+        "cannot take images of shape (1, 28, 28)",
+        images([0, 1]),
+    ),
+    Bad(
+        "a mode of images that are not encoded",
+        "plan job.yaml --set dataset.mode=gray",
+        "unknown key dataset.mode; valid here: ",
+    ),
     Bad("no checkpoint", WEIGHTS, "no checkpoint at model.checkpoint w.pt: name another file"),
     Bad(
         "a checkpoint that would run code",

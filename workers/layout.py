@@ -20,6 +20,13 @@ RUN/attacks/NAME/attack.json                what an attack on the run's classifi
 RUN/attacks/NAME/shard-000042.parquet       attempts on a shard's images, one object: its own commit
 RUN/attempts.parquet, robustness.parquet    views of all attacks' attempts, where all are complete
 RUN/.probe/...                              objects of no meaning, written to see what a store can do
+
+What a user's own network and images are packed into, in a folder that is no run's:
+
+FOLDER/network.pt2                          the network, a program of torch.export
+FOLDER/images/part-000000.parquet           the images, losslessly encoded, and their labels
+FOLDER/spec.yaml                            a spec that names both; written last
+FOLDER/run/...                              the run, where the spec names no other place
 """
 
 from __future__ import annotations
@@ -51,6 +58,10 @@ FIGURE_4, FIGURE_4_TABLE = "figure4.png", "figure4.csv"
 LINEAR_PROGRAM = "linear_program.parquet"
 COMPARISON = "compare.png"
 COMPARISON_TABLE = "compare.csv"
+
+NETWORK = "network.pt2"
+IMAGES = "images/"
+SPEC = "spec.yaml"
 
 _SHARD = re.compile(r"counts/round=0/shard-(\d{6,})\.parquet")
 _ROUND = re.compile(r"counts/round=(\d+)/shard-(\d{6,})\.parquet")
@@ -96,6 +107,11 @@ def retry_of(key: str) -> tuple[int, int] | None:
     """The shard and number of the retry whose votes lie under ``key``; None for any other key."""
     match = _RETRY.fullmatch(key)
     return (int(match[1]), int(match[2])) if match and retry(int(match[1]), int(match[2])) == key else None
+
+
+def part(number: int) -> str:
+    """Key of a part of packed images."""
+    return f"{IMAGES}part-{number:06d}.parquet"
 
 
 def driver(name: str) -> str:

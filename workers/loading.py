@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from workers.datasets.encoded import Decoder
+from workers.datasets.encoded import Decoder, channels_first
 from workers.datasets.index import Entry
 from workers.images import DIFFER, DatasetError, EncodedImages, Index, UnreadableImage, indexed, load_all, open_dataset
 from workers.selection import selected
@@ -204,7 +204,7 @@ def _random_crop(image: Any, side: int, seed: int) -> NDArray[np.uint8]:
         torch.default_generator.manual_seed(seed)  # and no GPU's, which dropout draws from
         top, left, height, width = RandomResizedCrop.get_params(image, scale=[0.08, 1.0], ratio=[3 / 4, 4 / 3])
     cropped = transform.resized_crop(image, top, left, height, width, [side, side])
-    return np.ascontiguousarray(np.asarray(cropped).transpose(2, 0, 1))
+    return channels_first(cropped)
 
 
 def _collate(items: list[tuple[NDArray[np.uint8], int] | str]) -> Arrays | str:

@@ -104,8 +104,9 @@ class Mnist(_Selection):
 
 
 class Encoded(_Selection):
-    """Encoded image files, decoded to RGB."""
+    """Encoded image files, decoded to RGB, or to one channel."""
 
+    mode: Literal["rgb", "gray"] = Field("rgb", description="gray: one channel; of colours, their luma (ITU-R BT.601)")
     resize: PositiveInt | None = Field(None, description="shorter side after resizing, pixels")
     crop: PositiveInt | None = Field(None, description="side of the centre crop, pixels")
     interpolation: Literal["bilinear", "bicubic", "nearest", "nearest-exact", "box", "hamming", "lanczos"] | None = (

@@ -27,13 +27,10 @@ def attack(
 
     Example: stn attack examples/attack.yaml
     """
-    from orchestrator.attacking import attack_run
-    from orchestrator.masking import masking_check
+    from orchestrator import api
 
-    loaded = load(spec, overrides, run, limit)
-    result = attack_run(loaded, retry_failed=retry_failed)
-    found = held_against_certificates(loaded.store.model_copy(update={"run": result.run}).open(), result.attacked)
-    check = masking_check(result.attacked)
+    result = api.attack(load(spec, overrides, run, limit), retry_failed=retry_failed)
+    found, check = result.sandwiches, result.masking
     if as_json:
         click.echo(
             json.dumps(
@@ -42,7 +39,7 @@ def attack(
                     "complete": result.complete,
                     "shards_attacked": result.done,
                     "shards_given_up": result.given_up,
-                    "curves": result.attacked.curves.to_pylist(),
+                    "curves": result.curves.to_pylist(),
                     "sandwich": None if found is None else [_values(one) for one in found],
                     "masking": [dataclasses.asdict(one) for one in check],
                 }
@@ -56,7 +53,7 @@ def attack(
             click.echo(f"run: {result.run}")
     for what, reason in result.given_up.items():
         say(f"{what} was given up: {reason}")
-    if found is not None and not all(one.holds for one in found):
+    if not result.holds:
         say("error: attacks contradict the certificates: one of the two has a bug, unless chance allows for it as said")
         return EXIT_DAMAGED
     if not result.complete:
@@ -66,17 +63,6 @@ def attack(
         )
         return EXIT_INCOMPLETE
     return 0
-
-
-def held_against_certificates(store: Any, attacked: Any) -> Any:
-    """The sandwiches of a run with certificates; None where it has none yet."""
-    from orchestrator.reported import load_run
-    from orchestrator.sandwich import sandwiches
-    from orchestrator.tables import published
-
-    if published(store) is None and published(store, partial=True) is None:
-        return None
-    return sandwiches(store, load_run(store), attacked)
 
 
 def _values(found: Any) -> dict[str, Any]:

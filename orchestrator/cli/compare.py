@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
 from orchestrator.cli.printing import print_comparison
 from orchestrator.cli.results import increasing, inside
 from orchestrator.cli.shell import EXIT_INCOMPLETE, command, json_option, say
-from workers import layout
-from workers.store import LocalStore, open_store
+from workers.store import LocalStore
 
 
 @click.command()
@@ -58,15 +56,19 @@ def compare(
         raise click.UsageError("--markdown, --latex, --csv and --json exclude each other: choose one")
 
     from orchestrator import compare_formats as formats
-    from orchestrator.compare import Question
-    from orchestrator.compare import compare as held_against
+    from orchestrator.api import compare as held_against
+    from orchestrator.compare_figure import write_comparison
     from orchestrator.compare_text import incomplete_text
-    from orchestrator.entrants import load_entrants
 
-    stores = {store.uri: store for store in map(open_store, runs)}
-    entrants = load_entrants(list(stores.values()))
-    comparison = held_against(entrants, Question(certificates, protocols, radii or (), level, common))
-    written = [] if out is None else _write(LocalStore(out), comparison)
+    comparison = held_against(
+        *runs,
+        certificates=certificates,
+        protocols=protocols,
+        radii=radii or (),
+        level=level,
+        common=common,
+    )
+    written = () if out is None else write_comparison(LocalStore(out), comparison)
     match chosen:
         case ["markdown"]:
             click.echo(formats.markdown(comparison))
@@ -85,12 +87,3 @@ def compare(
             say(sentence)
         return EXIT_INCOMPLETE
     return 0
-
-
-def _write(target: LocalStore, comparison: Any) -> list[str]:
-    from orchestrator.compare_figure import figure_png
-    from orchestrator.compare_formats import as_csv
-
-    target.replace(layout.COMPARISON, figure_png(comparison))
-    target.replace(layout.COMPARISON_TABLE, as_csv(comparison))
-    return [f"{target.uri}/{name}" for name in (layout.COMPARISON, layout.COMPARISON_TABLE)]

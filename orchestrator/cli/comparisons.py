@@ -10,14 +10,12 @@ from typing import Any, get_args
 
 import click
 
-from orchestrator.cli.job import train_spec
-from orchestrator.cli.printing import incomplete, print_best, print_table1
+from orchestrator.cli.printing import print_best, print_table1
 from orchestrator.cli.shell import EXIT_INCOMPLETE, Commands, command, job_options, load, say
 from orchestrator.spec import load_spec
 from stn_core.naming import pick
 from workers import layout
 from workers.settings import Method
-from workers.store import Store
 
 
 def _sigmas(_: click.Context, parameter: click.Parameter, value: str) -> tuple[float, ...]:
@@ -60,17 +58,12 @@ def sweep(
 
     Example: stn sweep examples/demo.yaml --sigma 0.3,0.5,0.7 --method stn,gaussian --run runs/sweep
     """
-    from orchestrator.reporting import publish
-    from orchestrator.sweep import check_ready, points
+    from orchestrator import api
 
-    loaded = load(spec, overrides, run, limit)
-    jobs, target = points(loaded, sigmas, methods), loaded.store.open()
-    check_ready(jobs, target)
-    complete = _train_and_certify(jobs)
-    runs = publish([job.spec.store.open() for job in jobs], target).runs
+    result = api.sweep(load(spec, overrides, run, limit), sigmas, methods, tell=say)
     if not as_json:
-        print_best(runs)
-    return finish(complete, target, (layout.FIGURE, layout.REPORT), {"curves": _curves(runs)}, as_json)
+        print_best(result.runs)
+    return finish(result.complete, result.written, {"curves": _curves(result.runs)}, as_json)
 
 
 @click.group(cls=Commands)
@@ -116,7 +109,8 @@ def table1(
     """
     from orchestrator import linear_program
     from orchestrator import paper as papers
-    from orchestrator.sweep import Point, check_ready
+    from orchestrator.sweeping import Point, check_ready, train_and_certify
+    from orchestrator.training import train_spec
 
     loaded = load(spec, overrides, run, limit)
     jobs, target = papers.table1_jobs(loaded), loaded.store.open()
@@ -124,7 +118,7 @@ def table1(
     radius = papers.TABLE_1[loaded.model.name].radius
     first = [] if networks is None else [Point("linear program", linear_program.network_spec(loaded, 1, radius))]
     check_ready([*jobs, *others, *first], target)
-    complete = _train_and_certify([*jobs, *others])
+    complete = train_and_certify([*jobs, *others], say)
     own, further = ([job.spec.store.open() for job in group] for group in (jobs, others))
     rows = papers.table1(own, further)
     target.replace(layout.TABLE_1, papers.rows_csv(rows))
@@ -136,7 +130,8 @@ def table1(
     if not as_json:
         print_table1(rows, jobs[0].spec)
     written = (layout.TABLE_1, *((layout.LINEAR_PROGRAM,) if networks is not None else ()))
-    return finish(complete, target, written, {"rows": [dataclasses.asdict(row) for row in rows]}, as_json)
+    places = [f"{target.uri}/{name}" for name in written]
+    return finish(complete, places, {"rows": [dataclasses.asdict(row) for row in rows]}, as_json)
 
 
 @paper.command()
@@ -159,43 +154,25 @@ def figure1(
     """
     from orchestrator.paper import METHODS, figure1_png
     from orchestrator.reporting import publish
-    from orchestrator.sweep import check_ready, points
+    from orchestrator.sweeping import check_ready, points, train_and_certify
 
     loaded = load(spec, (*overrides, "certificates=[renyi, pixeldp]"), run, limit)
     jobs, target = points(loaded, sigmas, METHODS), loaded.store.open()
     check_ready(jobs, target)
-    complete = _train_and_certify(jobs)
+    complete = train_and_certify(jobs, say)
     stores = [job.spec.store.open() for job in jobs]
     target.replace(layout.FIGURE_1, figure1_png(stores))
     runs = publish(stores, target).runs
-    return finish(complete, target, (layout.FIGURE_1, layout.REPORT), {"curves": _curves(runs)}, as_json)
-
-
-def _train_and_certify(jobs: Sequence[Any]) -> bool:
-    """Train, where they have a training section, and certify the points of a sweep; whether all are complete."""
-    from orchestrator.certification import certify_run
-
-    complete = True
-    for number, job in enumerate(jobs, 1):
-        say(f"{number} of {len(jobs)}: {job.name}")
-        if job.spec.training is not None:
-            train_spec(job.spec)
-        result = certify_run(job.spec)
-        if not result.complete:
-            for shard, reason in result.given_up.items():
-                say(f"shard {shard} was given up: {reason}")
-            say(incomplete(result.reduced.summary))
-        complete = complete and result.complete
-    return complete
+    written = [f"{target.uri}/{name}" for name in (layout.FIGURE_1, layout.REPORT)]
+    return finish(complete, written, {"curves": _curves(runs)}, as_json)
 
 
 def _curves(runs: Sequence[Any]) -> dict[str, Any]:
     return {run.name: run.reduced.curves.to_pylist() for run in runs}
 
 
-def finish(complete: bool, target: Store, names: Sequence[str], content: Mapping[str, Any], as_json: bool) -> int:
+def finish(complete: bool, written: Sequence[str], content: Mapping[str, Any], as_json: bool) -> int:
     """Say what was written; the command's exit code."""
-    written = [f"{target.uri}/{name}" for name in names]
     if as_json:
         click.echo(json.dumps({"complete": complete, "written": written, **content}))
     else:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
 from pathlib import Path
-from typing import Any
 
 import click
 
-from orchestrator.cli.printing import incomplete, print_curves
+from orchestrator.cli.printing import print_curves
 from orchestrator.cli.shell import (
     EXIT_INCOMPLETE,
     address_option,
@@ -25,7 +23,7 @@ from orchestrator.cli.shell import (
     spec_argument,
 )
 from orchestrator.errors import SpecError
-from orchestrator.progress import meter, time_text
+from orchestrator.progress import time_text
 
 
 @click.command()
@@ -39,11 +37,13 @@ def train(spec: Path, overrides: tuple[str, ...], as_json: bool) -> None:
 
     Example: stn train examples/demo.yaml
     """
+    from orchestrator import api
+
     loaded = load(spec, overrides)
     if loaded.training is None or loaded.model.checkpoint is None:
         missing = "training" if loaded.training is None else "model.checkpoint"
         raise SpecError(f"{spec}: {missing} is missing, and `stn train` needs it; see examples/demo.yaml")
-    trained = train_spec(loaded)
+    trained = api.train(loaded)
     if as_json:
         epoch = None if trained.epoch is None else dataclasses.asdict(trained.epoch)
         click.echo(json.dumps({"checkpoint": str(trained.checkpoint), "epoch": epoch}))
@@ -54,32 +54,6 @@ def train(spec: Path, overrides: tuple[str, ...], as_json: bool) -> None:
             f"trained {trained.epoch.epoch} epochs, loss {trained.epoch.loss:.4f}, "
             f"accuracy {trained.epoch.accuracy:.1%}: {trained.checkpoint}"
         )
-
-
-def train_spec(spec: Any, only: Any = None) -> Any:
-    """Train a spec's model, on some of its images, under a progress bar."""
-    from orchestrator.training import Trained, prepare, train_model
-
-    ready = prepare(spec, only)
-    if ready.done:
-        return Trained(ready.checkpoint, None)
-    epochs = spec.training.epochs
-    start = time.monotonic()
-    with meter("training", epochs, "epochs") as progress:
-
-        def observe(epoch: Any) -> None:
-            measured = (
-                ""
-                if epoch.validation_clean is None
-                else f", held out {epoch.validation_clean:.1%} clean and {epoch.validation_noisy:.1%} noisy"
-            )
-            progress.note(
-                f"epoch {epoch.epoch}/{epochs}: loss {epoch.loss:.4f}, accuracy {epoch.accuracy:.1%}{measured} "
-                f"({time.monotonic() - start:.0f} s)"
-            )
-            progress.advance(1)
-
-        return train_model(ready, observe=observe, warn=progress.note)
 
 
 @click.command()
@@ -95,37 +69,23 @@ def plan(spec: Path, run: str | None, overrides: tuple[str, ...], limit: int | N
 
     Example: stn plan examples/demo.yaml --set sampling.draws=1000
     """
-    from orchestrator.estimate import estimate
-    from orchestrator.resolve import resolve
+    from orchestrator import api
 
-    loaded = load(spec, overrides, run, limit)
-    resolved = resolve(loaded)
-    cost, planned = estimate(resolved), resolved.plan
-    values = {
-        "run": loaded.store.run,
-        "images": planned.images,
-        "shards": planned.shards,
-        "shard_size": planned.shard_size,
-        "selection_draws": loaded.sampling.selection_draws,
-        "draws": loaded.sampling.draws,
-        "forward_passes": planned.passes,
-        "actors": cost.actors,
-        "forward_passes_per_s_per_actor": float(f"{cost.passes_per_s:.4g}"),
-        "estimated_seconds": round(cost.seconds, 1),
-        "estimated_start_seconds": round(cost.start_s, 1),
-        "estimated_counting_seconds": round(cost.count_s, 1),
-        "estimated_reduce_seconds": round(cost.reduce_s, 1),
-        "estimated_bytes": cost.bytes,
-        "model_sha256": planned.model_sha256,
-        "dataset_sha256": planned.dataset_sha256,
-    }
+    found = api.plan(load(spec, overrides, run, limit))
+    values = dataclasses.asdict(found)
     if as_json:
         click.echo(json.dumps(values))
         return
     for name, value in values.items():
         click.echo(f"{name.replace('_', ' '):32}{value}")
-    parts = (("workers' start", cost.start_s), ("counting", cost.count_s), ("reduce", cost.reduce_s))
-    click.echo(f"{'time':32}{time_text(cost.seconds)}: {', '.join(f'{what} {time_text(s)}' for what, s in parts)}")
+    parts = (
+        ("workers' start", found.estimated_start_seconds),
+        ("counting", found.estimated_counting_seconds),
+        ("reduce", found.estimated_reduce_seconds),
+    )
+    click.echo(
+        f"{'time':32}{time_text(found.estimated_seconds)}: {', '.join(f'{what} {time_text(s)}' for what, s in parts)}"
+    )
     click.echo(f"{'':32}from processes that counted here for some seconds, as many at once as there would be workers")
 
 
@@ -155,14 +115,13 @@ def certify(
 
     Example: stn certify examples/demo.yaml --set noise.sigma=0.5 --run runs/sigma-0.5
     """
-    from orchestrator.certification import certify_run
+    from orchestrator import api
     from orchestrator.reported import load_run
 
     if single_writer:
         overrides = (*overrides, "store.single_writer=true")
     loaded = load(spec, overrides, run, limit)
-    result = certify_run(loaded, retry_failed=retry_failed)
-    summary = result.reduced.summary
+    result = api.certify(loaded, retry_failed=retry_failed)
     if as_json:
         click.echo(
             json.dumps(
@@ -172,18 +131,18 @@ def certify(
                     "nothing_to_do": result.nothing_to_do,
                     "shards_counted": result.counted,
                     "shards_given_up": result.given_up,
-                    **dataclasses.asdict(summary),
+                    **dataclasses.asdict(result.summary),
                 }
             )
         )
     elif result.nothing_to_do:
         click.echo(f"{'already complete, ' if result.complete else ''}nothing to do: {result.run}")
     else:
-        print_curves(load_run(loaded.store.model_copy(update={"run": result.run}).open()))
+        print_curves(load_run(result.store))
         click.echo(f"run: {result.run}")
     if result.complete:
         return 0
     for shard, reason in result.given_up.items():
         say(f"shard {shard} was given up: {reason}")
-    say(incomplete(summary))
+    say(result.summary.lacking)
     return EXIT_INCOMPLETE

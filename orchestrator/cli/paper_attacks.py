@@ -10,7 +10,6 @@ from typing import Any
 import click
 
 from orchestrator.cli.comparisons import finish, sigma_option
-from orchestrator.cli.job import train_spec
 from orchestrator.cli.printing import print_robust
 from orchestrator.cli.shell import command, job_options, load, say
 from workers import layout
@@ -104,7 +103,7 @@ def _compare(contenders: Sequence[Any], target: Store, figure: _Figure, as_json:
     from orchestrator.masking import masking_check
     from orchestrator.paper import rows_csv
     from orchestrator.paper_attacks import robust_png, robust_rows
-    from orchestrator.sweep import check_ready
+    from orchestrator.sweeping import check_ready
 
     check_ready([one.point for one in contenders], target)
     shown = [one for one in contenders if one.point.spec.attack is not None]
@@ -122,13 +121,15 @@ def _compare(contenders: Sequence[Any], target: Store, figure: _Figure, as_json:
         "rows": [dataclasses.asdict(row) for row in rows],
         "masking": {label: [dataclasses.asdict(one) for one in check] for label, check in checks.items()},
     }
-    return finish(complete, target, (figure.drawing, figure.table), content, as_json)
+    written = [f"{target.uri}/{name}" for name in (figure.drawing, figure.table)]
+    return finish(complete, written, content, as_json)
 
 
 def _train_and_attack(contenders: Sequence[Any], shown: Sequence[Any]) -> list[Any]:
     """What became of the attacks on those that are shown. All are trained first: one may be what others are attacked
     by."""
     from orchestrator.attacking import attack_run
+    from orchestrator.training import train_spec
 
     for number, one in enumerate(contenders, 1):
         say(f"training {number} of {len(contenders)}: {one.point.name}")

@@ -12,15 +12,6 @@ from rich.table import Table
 from rich.text import Text
 
 
-def incomplete(summary: Any) -> str:
-    """What an incomplete run lacks, in one line."""
-    undecided = f", {summary.undecided} of those counted undecided" if summary.undecided else ""
-    return (
-        f"incomplete: of {summary.images} images {summary.counted} counted, {summary.failed} failed, "
-        f"{summary.missing} missing{undecided}; failed and missing ones count as not certified"
-    )
-
-
 def _of_how_many(run: Any) -> list[str]:
     images, whole = run.plan.images, run.plan.dataset_size
     if images == whole:

@@ -11,13 +11,13 @@ from typing import get_args
 
 import click
 
-from orchestrator.cli.printing import incomplete, print_attacks, print_curves, print_imported
+from orchestrator.cli.printing import print_attacks, print_curves, print_imported
 from orchestrator.cli.shell import EXIT_DAMAGED, EXIT_INCOMPLETE, command, json_option, say
 from orchestrator.errors import LogError
-from orchestrator.progress import meter, time_text
+from orchestrator.progress import time_text
 from stn_core.certificates import CERTIFICATES
 from stn_core.confidence import PROTOCOLS, Interval
-from workers.store import LocalStore, open_store
+from workers.store import open_store
 
 
 @click.command()
@@ -29,9 +29,9 @@ def status(run: str, as_json: bool) -> int:
 
     Example: stn status runs/demo --json
     """
-    from orchestrator.standing import status_of
+    from orchestrator import api
 
-    found = status_of(open_store(run))
+    found = api.status(run)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(found)))
         return 0
@@ -112,32 +112,24 @@ def reduce(
 
     Example: stn reduce runs/demo --certificate renyi --protocol paper --protocol split --alpha 0.01
     """
-    from orchestrator.reduction import check_against, reduce_run
+    from orchestrator import api
     from orchestrator.reported import load_run
-    from orchestrator.runs import counted_shards, read_plan
-    from orchestrator.tables import View
 
-    store = open_store(run)
-    planned = read_plan(store)
-    asked = View.of(planned.asked)
-    view = View(
-        tuple(dict.fromkeys(certificates)) or asked.certificates,
-        tuple(dict.fromkeys(protocols)) or asked.protocols,
-        asked.alpha if alpha is None else alpha,
-        radii or asked.radii,
-        interval or asked.interval,
-        asked.beta if beta is None else beta,
+    result = api.reduce(
+        run,
+        certificates=certificates,
+        protocols=protocols,
+        alpha=alpha,
+        beta=beta,
+        interval=interval,
+        radii=radii,
     )
-    check_against(planned, view)
-    with meter("reducing", len(counted_shards(store, planned)), "shards") as progress:
-        reduced = reduce_run(store, planned, view, progress.advance)
     if as_json:
-        click.echo(json.dumps({**dataclasses.asdict(reduced.summary), "curves": reduced.curves.to_pylist()}))
+        click.echo(json.dumps({**dataclasses.asdict(result.summary), "curves": result.curves.to_pylist()}))
     else:
-        print_curves(load_run(store))
-    if not reduced.summary.complete:
-        summary = reduced.summary
-        say(incomplete(summary))
+        print_curves(load_run(result.store))
+    if not result.complete:
+        say(result.summary.lacking)
         return EXIT_INCOMPLETE
     return 0
 
@@ -155,26 +147,19 @@ def report(runs: tuple[str, ...], out: Path | None, no_images: bool, as_json: bo
 
     Example: stn report runs/demo runs/sigma-0.5 --out comparison
     """
-    from orchestrator.imported import curve, load, radii_beside
+    from orchestrator import api
+    from orchestrator.imported import curve, radii_beside
     from orchestrator.report_tables import shown_radii
-    from orchestrator.reporting import SPECIMEN_BYTES, publish
 
-    stores = [open_store(run) for run in dict.fromkeys(runs)]
-    target = LocalStore(out) if out is not None else stores[0] if len(runs) == 1 else LocalStore(Path())
-    found = [(store, load(store)) for store in stores]
-    imported = [one for _, one in found if one is not None]
-    shown = publish(
-        [store for store, one in found if one is None], target, imported, most_bytes=0 if no_images else SPECIMEN_BYTES
-    )
+    shown = api.report(*runs, out=out, images=not no_images)
     radii = shown_radii(shown.runs)
-    written = [f"{target.uri}/{name}" for name in shown.written]
     if as_json:
         values = {
-            "written": written,
+            "written": shown.written,
             "curves": {run.name: run.reduced.curves.to_pylist() for run in shown.runs},
             "imported": [
                 {"name": one.name, "unknown": one.unknown, "curve": curve(one, radii_beside(one, radii))}
-                for one in imported
+                for one in shown.imported
             ],
         }
         if shown.attacks:
@@ -186,11 +171,11 @@ def report(runs: tuple[str, ...], out: Path | None, no_images: bool, as_json: bo
         for under in shown.attacks:
             click.echo(f"attacks on {under.name}:")
             print_attacks(under.attacked, under.sandwiches, under.check)
-        for one in imported:
+        for one in shown.imported:
             print_imported(one, radii_beside(one, radii))
-        for path in written:
+        for path in shown.written:
             click.echo(f"wrote {path}")
-    if not all(found.holds for under in shown.attacks for found in under.sandwiches or ()):
+    if not shown.holds:
         say("error: attacks contradict the certificates, see the report")
         return EXIT_DAMAGED
     return 0 if shown.complete else EXIT_INCOMPLETE

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import os
 import signal
 import sys
@@ -129,13 +128,6 @@ def job_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def load(spec: Path, overrides: Sequence[str], run: str | None = None, limit: int | None = None) -> Spec:
     """A command's spec, its options applied. Raises SpecError."""
-    changes = list(overrides)
-    if limit is not None:
-        changes.append(f"dataset.limit={limit}")
-        if run is None:
-            run = f"{load_spec(spec, overrides).store.run.rstrip('/')}-limit-{limit}"
     if run is not None and not run:
         raise SpecError("--run is empty: name the folder where the run is kept")
-    if run is not None:
-        changes.append(f"store.run={json.dumps(run, ensure_ascii=False)}")  # which is YAML too
-    return load_spec(spec, changes)
+    return load_spec(spec, overrides, run=run, limit=limit)

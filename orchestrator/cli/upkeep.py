@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +24,7 @@ from orchestrator.cli.shell import (
     set_option,
 )
 from orchestrator.errors import SpecError
-from orchestrator.progress import meter, time_text
+from orchestrator.progress import time_text
 from workers.store import open_store
 
 if TYPE_CHECKING:
@@ -150,20 +149,15 @@ def verify(run: str, images: int | None, seed: int | None, as_json: bool) -> int
 
     Example: stn verify runs/demo --recount 10
     """
-    from orchestrator.runs import read_plan
-    from orchestrator.upkeep.recount import recount
-    from orchestrator.upkeep.verify import verify_run
+    from orchestrator import api
 
     if images is None and seed is not None:
         raise click.UsageError("--seed goes with --recount")
-    store = open_store(run)
-    found, again = verify_run(store, meter), None
-    if images is not None and found.shards:  # otherwise the plan itself is damaged
-        again = recount(store, read_plan(store), images, secrets.randbits(32) if seed is None else seed, meter)
-    findings = [*found.findings, *(again.findings if again else ())]
+    verified = api.verify(run, recount=images, seed=seed)
+    found, again, findings = verified.stored, verified.recounted, verified.findings
     if as_json:
         values = {**dataclasses.asdict(found), "recount": None if again is None else dataclasses.asdict(again)}
-        click.echo(json.dumps({"right": not findings, "complete": not found.lacking, **values}))
+        click.echo(json.dumps({"right": verified.right, "complete": verified.complete, **values}))
     else:
         right = "incomplete, and right so far" if found.lacking else "all is right"
         click.echo(f"{found.run}: {'something is wrong' if findings else right}")

@@ -57,13 +57,18 @@ class Capacity:
 
 @contextmanager
 def cluster(cpus: int) -> Iterator[Capacity]:
-    """A Ray cluster for the time of the block: the one at $RAY_ADDRESS, else one embedded in this process.
+    """A Ray cluster for the time of the block: the one that this process is connected to, such as a notebook's, which
+    stays connected; else the one at $RAY_ADDRESS; else one embedded in this process.
 
     An embedded one offers at least ``cpus`` CPUs to schedule on, however many the machine has.
 
     Raises:
         WorkersError: no cluster at that address, or none can be started.
     """
+    if ray.is_initialized():
+        # Somebody else's to end, and whether it can grow nobody can say.
+        yield Capacity(sizes_of(ray.nodes()), may_grow=True)
+        return
     address = os.environ.get("RAY_ADDRESS")
     embedded: dict[str, Any] = {
         "num_cpus": max(os.cpu_count() or 1, cpus),

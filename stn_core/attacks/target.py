@@ -36,6 +36,9 @@ class Target:
         draws: noisy copies of each image at every call; the paper's n0.
         batch_size: most rows of a forward pass, but for one copy of every image.
         passes: rows that went through the network so far.
+
+    Raises:
+        ValueError: there are not as many keys as labels, or a number is out of its range.
     """
 
     model: nn.Module

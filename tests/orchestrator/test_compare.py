@@ -21,9 +21,9 @@ from statsmodels.stats.multitest import multipletests
 from orchestrator.certification import certify_run
 from orchestrator.cli import main
 from orchestrator.cli.printing import print_comparison
-from orchestrator.compare import Comparison, Question, compare
 from orchestrator.compare_figure import drawable, figure_png
 from orchestrator.compare_formats import latex, markdown
+from orchestrator.comparison import Comparison, Question, compare
 from orchestrator.entrants import distinct_names, load_entrants
 from orchestrator.envelope import envelopes
 from orchestrator.numerals import p_text, points, points_between

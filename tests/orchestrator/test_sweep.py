@@ -16,7 +16,7 @@ from orchestrator.certification import certify_run
 from orchestrator.cli import main
 from orchestrator.errors import SpecError
 from orchestrator.spec import Spec, validate
-from orchestrator.sweep import points
+from orchestrator.sweeping import points
 from orchestrator.training import prepare, train_model
 from tests.orchestrator.inline import fit_inline, hire_inline, no_cluster
 from tests.orchestrator.runs import mnist_spec

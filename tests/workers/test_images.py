@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -367,6 +368,27 @@ def test_interpolation_is_used_and_belongs_to_the_fingerprint(tmp_path: Path, ki
     assert np.array_equal(other.read(0), np.asarray(expected).transpose(2, 0, 1))
     assert usual.fingerprint == folder(tmp_path, files, resize=4).fingerprint != other.fingerprint
     assert other.classes == ("a", "b")
+
+
+def test_gray_is_one_channel_and_belongs_to_the_fingerprint(tmp_path: Path) -> None:
+    gray, coloured = noise_image(1, size=8, channels=1), noise_image(2, size=8)
+    sixteen = (gray.astype(np.uint16) << 8) + 7
+    files = {f"a/{name}.png": encoded(pixels) for name, pixels in {"1": gray, "2": coloured, "3": sixteen}.items()}
+    usual, named, images = (folder(tmp_path, files, **mode) for mode in ({}, {"mode": "rgb"}, {"mode": "gray"}))
+    assert [images.read(number).shape for number in range(3)] == [(1, 8, 8)] * 3
+    assert np.array_equal(images.read(0)[0], gray)
+    assert np.array_equal(images.read(2)[0], gray)
+    luma = coloured @ np.array([0.299, 0.587, 0.114])
+    assert np.abs(images.read(1)[0] - luma).max() <= 1
+    assert np.array_equal(usual.read(0), np.stack([gray] * 3))
+    assert usual.fingerprint == named.fingerprint != images.fingerprint
+    assert folder(tmp_path, {}, mode="gray", resize=6, crop=4).read(1).shape == (1, 4, 4)
+
+
+def test_fingerprints_of_runs_from_before_there_was_a_mode_stay_as_they_were(tmp_path: Path) -> None:
+    images = folder(tmp_path, {"a/1.png": _PNG}, resize=4)
+    known = hashlib.sha256(f"4 None bilinear\n{images.index.source} {images.index.digest}".encode()).hexdigest()
+    assert images.fingerprint == known
 
 
 def test_a_folders_fingerprint_changes_when_an_empty_class_shifts_the_labels(tmp_path: Path) -> None:

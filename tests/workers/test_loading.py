@@ -114,6 +114,18 @@ def test_a_random_crop_follows_from_its_seed_alone(folder: ImageFolder, opened: 
     assert not torch.equal(second[1], second[2])
 
 
+def test_gray_images_are_streamed_with_one_channel(folder: ImageFolder, opened: list[Source]) -> None:
+    """With a random crop and without, of which the luma of a crop is the crop of the luma, but for rounding."""
+    gray = folder.model_copy(update={"mode": "gray"})
+    for random_crop in (None, 20):
+        sources = [open_source("x", own, storage=None, random_crop=random_crop) for own in (folder, gray)]
+        opened.extend(sources)
+        ((coloured, _),), ((single, _),) = (batches(source, [[7, 1]], [[5, 6]]) for source in sources)
+        assert single.shape == (2, 1, *coloured.shape[2:])
+        luma = torch.einsum("nchw,c->nhw", coloured.double(), torch.tensor([0.299, 0.587, 0.114]).double())
+        assert (single[:, 0].double() - luma).abs().max() <= 2
+
+
 def test_a_random_crop_is_the_usual_recipes(tmp_path: Path, opened: list[Source]) -> None:
     """Of an image whose pixels say where they are: parts of 8 to 100 % of the area, 3:4 to 4:3, anywhere."""
     across, down = np.meshgrid(np.arange(60) * 4, np.arange(48) * 5)

@@ -30,11 +30,12 @@ class Decoder:
 
     def __init__(self, reader: Reader, dataset: EncodedDataset) -> None:
         self._reader, self._cut = reader, (dataset.resize, dataset.crop, dataset.interpolation)
+        self._mode = _MODES[dataset.mode]
 
     def decoded(self, entry: Entry) -> Image.Image:
-        """The whole image as RGB. Raises UnreadableImage; what may pass is another error."""
+        """The whole image, in the data set's mode. Raises UnreadableImage; what may pass is another error."""
         try:
-            return _decode(self._reader.fetch(entry))
+            return _decode(self._reader.fetch(entry), self._mode)
         except UnreadableImage as error:
             raise UnreadableImage(f"{entry.name} {error}".strip()) from error
 
@@ -50,6 +51,8 @@ class EncodedImages(ImageSet):
         self.index, self.decoder = index, Decoder(reader, dataset)
         self.labels, self.num_classes, self.classes = index.labels, index.num_classes, index.classes
         cut = f"{dataset.resize} {dataset.crop} {dataset.interpolation or 'bilinear'}"
+        # Runs from before there was a choice do not name it.
+        cut += "" if dataset.mode == "rgb" else f" {dataset.mode}"
         self.fingerprint = hashlib.sha256(f"{cut}\n{index.source} {index.digest}".encode()).hexdigest()
 
     def key(self, index: int) -> int:
@@ -100,14 +103,18 @@ class FileReader:
         return content
 
 
-def _decode(encoded: bytes) -> Image.Image:
-    """An encoded image as RGB, 8 bits a channel. Raises UnreadableImage."""
+#: What PIL calls the modes.
+_MODES = {"rgb": "RGB", "gray": "L"}
+
+
+def _decode(encoded: bytes, mode: str) -> Image.Image:
+    """An encoded image in one of PIL's modes, 8 bits a channel. Raises UnreadableImage."""
     try:
         image: Any = Image.open(io.BytesIO(encoded))
         if image.mode.startswith("I"):
             # 16 bits a pixel: PIL would clip to 255 where the upper byte is meant.
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        return image.convert("RGB")
+        return image.convert(mode)
     except UnidentifiedImageError as error:
         raise UnreadableImage("cannot be decoded: no image format known") from error
     except MemoryError:
@@ -125,4 +132,10 @@ def _evaluated(image: Any, resize: int | None, crop: int | None, interpolation: 
         image = transform.resize(image, [resize], InterpolationMode(interpolation or "bilinear"))
     if crop is not None:
         image = transform.center_crop(image, [crop, crop])
-    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+    return channels_first(image)
+
+
+def channels_first(image: Image.Image) -> Pixels:
+    """An image's pixels, uint8 (channels, height, width)."""
+    pixels = np.asarray(image)
+    return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator import certification
 from orchestrator.errors import SpecError
 from orchestrator.resolve import resolve
 from orchestrator.spec import Spec, validate
-from orchestrator.training import prepare
+from orchestrator.training import prepare, train_spec
 from workers import layout
 from workers.images import DatasetError, open_dataset
 from workers.settings import NEEDS, Method
@@ -86,6 +87,33 @@ def check_ready(jobs: Sequence[Point], store: Store) -> None:
             raise SpecError(
                 f"two networks would be trained into {ready.checkpoint}: give each its own model.checkpoint"
             )
+
+
+def train_and_certify(jobs: Sequence[Point], tell: Callable[[str], object]) -> bool:
+    """Train the networks of those jobs that have a training section, and certify all, each from wherever it stands.
+
+    Args:
+        jobs: of the sweep.
+        tell: told, in a line, what is begun and what a run lacks in the end.
+
+    Returns:
+        Whether every run is complete.
+
+    Raises:
+        SpecError, RunError, StoreError, TrainingError, WorkersError: as training and certifying one job.
+    """
+    complete = True
+    for number, job in enumerate(jobs, 1):
+        tell(f"{number} of {len(jobs)}: {job.name}")
+        if job.spec.training is not None:
+            train_spec(job.spec)
+        result = certification.certify_run(job.spec)
+        if not result.complete:
+            for shard, reason in result.given_up.items():
+                tell(f"shard {shard} was given up: {reason}")
+            tell(result.summary.lacking)
+        complete = complete and result.complete
+    return complete
 
 
 def _point(spec: Spec, method: Method | None, sigma: float) -> Point:

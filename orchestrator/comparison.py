@@ -3,10 +3,13 @@ whether that may be luck of the images."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from orchestrator.entrants import (
     NOT_CERTIFIED,
@@ -16,6 +19,7 @@ from orchestrator.entrants import (
     Setting,
     common_lines,
     differing,
+    line_text,
     on_shared_images,
 )
 from orchestrator.envelope import Envelope, envelope_of
@@ -165,6 +169,15 @@ class Comparison:
     def names(self) -> tuple[str, ...]:
         return tuple(one.name for one in self.entrants)
 
+    def __repr__(self) -> str:
+        lines = [line_text(one.line) for one in self.lines]
+        return f"Comparison(runs={self.names!r}, images={self.images}, complete={self.complete}, lines={lines!r})"
+
+    @property
+    def table(self) -> pa.Table:
+        """``records`` as a table."""
+        return pa.Table.from_pylist(records(self))
+
 
 def compare(entrants: Sequence[Entrant], question: Question) -> Comparison:
     """Hold runs against the first of them.
@@ -268,3 +281,44 @@ def _envelopes(
 def _left_out(entrants: Sequence[Entrant]) -> tuple[Line, ...]:
     every = dict.fromkeys(line for one in entrants for line in one.radii)
     return tuple(line for line in every if not all(line in one.radii for one in entrants))
+
+
+_JUDGED = tuple(field.name for field in dataclasses.fields(Judged))
+
+
+def records(comparison: Comparison) -> list[dict[str, Any]]:
+    """Everything in full precision: a row for each line, radius and run. Fractions of all images, not per cent."""
+    return [
+        {
+            "certificate": compared.line.certificate,
+            "protocol": compared.line.protocol,
+            "norm": compared.norm,
+            "radius": point.radius,
+            "run": standing.run,
+            "uri": entrant.uri,
+            "complete": entrant.run.complete,
+            "alpha": compared.line.alpha(entrant.run.reduced.view.alpha),
+            "images": comparison.images,
+            "certified": standing.certified,
+            "certified_accuracy": standing.certified / comparison.images,
+            "best": standing.best,
+            "best_guaranteed_accuracy": point.guaranteed,
+            "baseline": comparison.names[0],
+            **_difference(standing.beside, comparison),
+        }
+        for compared in comparison.lines
+        for point in compared.points
+        for standing, entrant in zip(point.standings, comparison.entrants, strict=True)
+    ]
+
+
+def _difference(beside: Beside | None, comparison: Comparison) -> dict[str, Any]:
+    """What there is of it; the rest is None."""
+    judged = None if beside is None else beside.judged
+    return {
+        "gained": None if beside is None else beside.gained,
+        "lost": None if beside is None else beside.lost,
+        "difference": None if beside is None else (beside.gained - beside.lost) / comparison.images,
+        "level": comparison.level,
+        **(dict.fromkeys(_JUDGED) if judged is None else dataclasses.asdict(judged)),
+    }
