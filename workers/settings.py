@@ -103,6 +103,14 @@ class Mnist(_Selection):
     split: Literal["train", "test"] = "test"
 
 
+class Cifar10(_Selection):
+    """CIFAR-10 in torchvision's layout: ``path`` is the folder that holds ``cifar-10-batches-py``. Never downloaded."""
+
+    kind: Literal["cifar10"]
+    path: Place
+    split: Literal["train", "test"] = "test"
+
+
 class Encoded(_Selection):
     """Encoded image files, decoded to RGB."""
 
@@ -190,7 +198,9 @@ PLACES = {"path", "index", "class_index"}
 #: Kinds whose images are read one by one wherever they lie, and so need not be held in memory to train on them.
 STREAMED = (ImageFolder, ImageNet, WebDataset)
 
-Dataset = Annotated[Digits | Mnist | ImageFolder | ImageNet | WebDataset | ParquetImages, Field(discriminator="kind")]
+Dataset = Annotated[
+    Digits | Mnist | Cifar10 | ImageFolder | ImageNet | WebDataset | ParquetImages, Field(discriminator="kind")
+]
 
 
 class Normalization(Section):
