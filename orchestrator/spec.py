@@ -197,13 +197,18 @@ def load_spec(path: Path, overrides: Sequence[str] = ()) -> Spec:
         SpecError: the file or an override is wrong; the message names file, key, value and what would be right.
     """
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise SpecError(f"cannot read spec {path}: {reason}") from error
-    content = _parse(text, str(path))
+    return load_text(text, str(path), overrides)
+
+
+def load_text(text: str, source: str, overrides: Sequence[str] = ()) -> Spec:
+    """``load_spec`` of what a file, called ``source``, holds."""
+    content = _parse(text, source)
     if not isinstance(content, dict):
-        raise SpecError(f"{path} must hold sections (dataset, model, noise, …), see examples/demo.yaml")
+        raise SpecError(f"{source} must hold sections (dataset, model, noise, …), see examples/demo.yaml")
     for override in overrides:
         _apply(content, override)
     training = content.get("training")
@@ -212,8 +217,8 @@ def load_spec(path: Path, overrides: Sequence[str] = ()) -> Spec:
         *((f"training.{name}", training.get(name)) for name in ("dataset", "validation") if isinstance(training, dict)),
     ):
         if isinstance(section, dict) and isinstance(section.get("indices"), str):
-            section["indices"] = _index_list(f"{path}: {key}.indices", Path(section["indices"]))
-    return validate(content, str(path))
+            section["indices"] = _index_list(f"{source}: {key}.indices", Path(section["indices"]))
+    return validate(content, source)
 
 
 def _index_list(key: str, path: Path) -> list[int]:

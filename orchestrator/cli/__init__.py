@@ -12,7 +12,7 @@ from orchestrator.cli.attack import attack
 from orchestrator.cli.compare import compare
 from orchestrator.cli.comparisons import paper, sweep
 from orchestrator.cli.completion import completion
-#from orchestrator.cli.init import init
+from orchestrator.cli.init import init
 from orchestrator.cli.job import certify, plan, train
 from orchestrator.cli.paper_attacks import figure3, figure4
 from orchestrator.cli.results import import_cohen, reduce, report, status
@@ -62,7 +62,7 @@ def main(verbose: bool, form: logs.Format) -> None:
 
 
 _COMMANDS = (
-    *(train, plan, certify, attack, submit, sweep, paper, status, reduce, report, compare, import_cohen),
+    *(init, train, plan, certify, attack, submit, sweep, paper, status, reduce, report, compare, import_cohen),
     *(gc, doctor, verify, completion),
 )
 for _command in _COMMANDS:

@@ -12,3 +12,4 @@ CERTIFICATES = (
 PROTOCOLS = ("paper", "paper_two", "split", "label", "exact", "anytime", "anytime_label", "stages")
 INTERVALS = ("clopper_pearson", "randomised")
 METHODS = ("stn", "gaussian", "clean", "madry", "trades", "alp", "consistency", "smoothadv", "dual")
+DATA = ("digits", "mnist", "cifar10", "imagenet", "folder")

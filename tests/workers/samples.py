@@ -9,7 +9,7 @@ import struct
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -79,7 +79,7 @@ def write_parquet(
 class _Python2(pickle._Pickler):  # type: ignore[name-defined]  # the one in Python, which can be taught
     """Writes what Python 2 and NumPy of 2009 wrote: strings of bytes, and numbers for booleans."""
 
-    dispatch = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
+    dispatch: ClassVar[dict[type, Any]] = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
 
     def save_text(self, text: bytes | str) -> None:
         raw = text.encode() if isinstance(text, str) else text
