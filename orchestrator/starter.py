@@ -93,7 +93,9 @@ class Answers:
 def objection(answers: Answers) -> str | None:
     """Why these answers cannot be meant, in a line that names what to change; None where they can."""
     if not LEAST_DRAWS <= answers.draws <= MOST_TRIALS:
-        return f"--draws must lie in [{LEAST_DRAWS}, {MOST_TRIALS}]: with fewer nothing is certified, got {answers.draws}"
+        return (
+            f"--draws must lie in [{LEAST_DRAWS}, {MOST_TRIALS}]: with fewer nothing is certified, got {answers.draws}"
+        )
     if not 1e-6 <= answers.sigma <= 1e6:
         return f"--sigma must lie in [1e-06, 1e+06], in units of pixels in [0, 1], got {answers.sigma:g}"
     if answers.data == "digits" and answers.path:

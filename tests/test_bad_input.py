@@ -199,6 +199,28 @@ SPECS = [
     Bad("no name for the run", "certify job.yaml --run=", "--run is empty: name the folder where the run is kept"),
 ]
 
+STARTS = [
+    Bad("a spec that is there already", "init job.yaml", "job.yaml is there already: name another file, or remove it"),
+    Bad("a folder for a spec", "init run", "run is there already: name another file, or remove it"),
+    Bad("a spec for images nowhere", "init my.yaml --data folder", "--path is missing: folder of the images"),
+    Bad(
+        "a spec below a file",
+        "init job.yaml/my.yaml",
+        "cannot write job.yaml/my.yaml: Not a directory",
+    ),
+    Bad(
+        "a spec on a full disk",
+        "init my.yaml",
+        "cannot write my.yaml: No space left on device",
+        during=disk_full_at("my.yaml"),
+    ),
+    Bad(
+        "completion for a shell that is not known",
+        "completion tcsh",
+        "'tcsh' is not one of 'bash', 'zsh', 'fish'",
+    ),
+]
+
 NETWORKS = [
     Bad(
         "an unknown network",
@@ -1137,6 +1159,7 @@ FIXES = [
 
 TABLE = [
     *SPECS,
+    *STARTS,
     *NETWORKS,
     *DATA,
     *RUNS,
@@ -1260,6 +1283,8 @@ def test_bad_input_is_told_in_one_clear_line_and_nothing_is_lost(bad: Bad, world
 
 #: Lines of the table, without what is bad in them.
 GOOD = (
+    "init my.yaml",
+    "completion bash",
     "plan job.yaml",
     "plan job.yaml --set dataset.path=mnist --limit 5",
     "certify job.yaml",

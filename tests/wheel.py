@@ -140,8 +140,8 @@ _PAGE = {".j2", ".css", ".js"}
 
 
 def beside(root: Path, wheel: Path) -> Environment:
-    """An environment with the wheel alone, which sees the libraries of this one. A .pth file in a folder that a .pth file
-    names is not read: so the source tree, installed editable here, stays out of sight."""
+    """An environment with the wheel alone, which sees the libraries of this one. A .pth file in a folder that another
+    one names is not read: so the source tree, installed editable here, stays out of sight."""
     venv.create(root / "venv", symlinks=True)
     environment = _ready(root)
     pip(environment.python, "install", "--no-deps", "--no-index", wheel)
