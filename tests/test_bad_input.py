@@ -204,15 +204,15 @@ STARTS = [
     Bad("a folder for a spec", "init run", "run is there already: name another file, or remove it"),
     Bad("a spec for images nowhere", "init my.yaml --data folder", "--path is missing: folder of the images"),
     Bad(
-        "a spec below a file",
+        "a spec in what is a file",
         "init job.yaml/my.yaml",
-        "cannot write job.yaml/my.yaml: Not a directory",
+        "cannot write job.yaml/my.yaml: File exists",
     ),
     Bad(
         "a spec on a full disk",
         "init my.yaml",
-        "cannot write my.yaml: No space left on device",
-        during=disk_full_at("my.yaml"),
+        "cannot write my.yaml: File too large",
+        during=disk_full_at(100),
     ),
     Bad(
         "completion for a shell that is not known",

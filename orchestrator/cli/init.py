@@ -198,14 +198,16 @@ def _check_network(answers: Answers) -> None:
 
 
 def _write(file: Path, text: str) -> None:
+    begun = False
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("x", encoding="utf-8") as sink:
+            begun = True
             sink.write(text)
-    except FileExistsError:
-        raise SpecError(f"{file} is there already: name another file, or remove it") from None
-    except (OSError, ValueError) as error:
-        raise SpecError(f"cannot write {file}: {getattr(error, 'strerror', None) or error}") from error
+    except OSError as error:
+        if begun:
+            file.unlink()  # half a spec may look like a whole one
+        raise SpecError(f"cannot write {file}: {error.strerror}") from error
 
 
 def _next(file: Path, answers: Answers) -> list[str]:
