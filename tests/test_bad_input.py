@@ -498,6 +498,17 @@ DATA = [
         has("mnist/MNIST/raw/t10k-labels-idx1-ubyte", b"\0\0\x08\x01\0\0\0\x02\1\2"),
     ),
     Bad(
+        "a CIFAR-10 that would run code",
+        f"plan job.yaml {RGB} --set 'dataset={{kind: cifar10, path: cifar}}'",
+        "CIFAR-10 at dataset.path cifar is damaged, or another: cifar-10-batches-py/batches.meta is not the file that",
+        has("cifar/cifar-10-batches-py/batches.meta", pickle.dumps(Bomb())),
+    ),
+    Bad(
+        "no CIFAR-10",
+        f"plan job.yaml {RGB} --set 'dataset={{kind: cifar10, path: mnist}}'",
+        "no CIFAR-10 at dataset.path mnist: it must hold cifar-10-batches-py/batches.meta",
+    ),
+    Bad(
         "an empty folder of images",
         FOLDER,
         "dataset.path images holds no images: expected images/CLASS/FILE",

