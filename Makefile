@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test cluster-test lint bench soak attack-soak clean
+.PHONY: demo test cluster-test wheel-test lint docs bench soak attack-soak clean
 
 demo: $(INSTALLED)
 	$(BIN)/stn train examples/demo.yaml
@@ -20,10 +20,18 @@ cluster-test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m cluster
 	$(BIN)/python -m pytest -m hosts tests/cluster
 
+# The built wheel in an environment of its own, installed anew: minutes, and 6 GB that are gone afterwards.
+wheel-test: $(INSTALLED)
+	$(BIN)/python -m tests.wheel
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# docs/spec.md and docs/cli.md, from the schema and the help: make test fails when they are stale.
+docs: $(INSTALLED)
+	$(BIN)/python docs/reference.py
 
 # Some parts only: make bench PARTS="jobs scale"
 bench: $(INSTALLED)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from orchestrator.plans import Plan
-from workers.settings import ImageNet, Mnist
+from workers.settings import Cifar10, ImageNet, Mnist
 
 #: The number of draws of Li et al.
 PAPER_DRAWS = 100
@@ -137,6 +137,8 @@ def data_set(plan: Plan, classes: tuple[str, ...] | None) -> str | None:
     dataset = plan.spec.dataset
     if isinstance(dataset, Mnist):
         return "MNIST" if dataset.split == "test" else None
+    if isinstance(dataset, Cifar10):
+        return "CIFAR-10" if dataset.split == "test" else None
     if isinstance(dataset, ImageNet):
         return "ImageNet" if dataset.split == "val" else None
     # Other sets have ten classes of that shape: its network or its classes tell, and neither may speak against it.

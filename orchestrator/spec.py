@@ -44,7 +44,9 @@ SEQUENTIAL = tuple(name for name, protocol in PROTOCOLS.items() if protocol.sequ
 class Confidence(Section):
     """How votes become bounds. Chosen anew at every reduce; the votes do not depend on it."""
 
-    protocol: Literal["paper", "paper_two", "split", "label", "exact", "anytime", "anytime_label", "stages"] = "paper"
+    protocol: Literal["paper", "paper_two", "split", "label", "exact", "anytime", "anytime_label", "stages"] = Field(
+        "paper", description="which class is certified, and what its bounds are corrected for: docs/statistics.md"
+    )
     alpha: Annotated[FiniteFloat, Field(gt=0, ge=1e-100, lt=1)] = Field(
         0.05, description="probability with which one image's certificate may be false"
     )
@@ -88,19 +90,23 @@ def _certificates(spec: Mapping[str, Any]) -> tuple[str, ...]:
 class Spec(Section):
     """One certification job."""
 
-    dataset: Dataset
-    model: Model
-    noise: Noise
-    sampling: Sampling
-    confidence: Confidence = Confidence()
-    certificates: tuple[str, ...] = Field(default_factory=lambda spec: _certificates(spec))
-    radii: Annotated[tuple[Annotated[FiniteFloat, Field(ge=0)], ...], BeforeValidator(stepped), Field(min_length=1)] = (
-        Field(description="radii at which certified accuracy is reported, in [0, 1] pixel units")
+    dataset: Dataset = Field(description="the images that are certified")
+    model: Model = Field(description="the network, and where its weights come from")
+    noise: Noise = Field(description="what is added to the images; kind: gaussian where none is named")
+    sampling: Sampling = Field(description="how many noisy copies of each image vote")
+    confidence: Confidence = Field(Confidence(), description="how votes become bounds")
+    certificates: tuple[str, ...] = Field(
+        default_factory=lambda spec: _certificates(spec),
+        description="how bounds become radii, of those made for the noise; default: all of them, under adaptive "
+        "sampling those of one class",
     )
-    store: StoreSettings
-    resources: Resources = Resources()
-    training: Training | None = None
-    attack: Attacks | None = None
+    radii: Annotated[tuple[Annotated[FiniteFloat, Field(ge=0)], ...], BeforeValidator(stepped), Field(min_length=1)] = (
+        Field(description="where certified accuracy is reported, in [0, 1] pixel units: a list, or {start, stop, step}")
+    )
+    store: StoreSettings = Field(description="where votes and tables are kept")
+    resources: Resources = Field(Resources(), description="what the work may use")
+    training: Training | None = Field(None, description="for `stn train`, which writes model.checkpoint")
+    attack: Attacks | None = Field(None, description="for `stn attack`")
 
     @model_validator(mode="after")
     def _fits_together(self) -> Spec:
@@ -229,14 +235,27 @@ def _content(source: SpecSource) -> tuple[dict[str, Any], str]:
         return copy.deepcopy(dict(source)), "spec"
     path = Path(source)
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise SpecError(f"cannot read spec {path}: {reason}") from error
-    content = _parse(text, str(path))
+    return _sections(text, str(path)), str(path)
+
+
+def load_text(text: str, source: str, overrides: Sequence[str] = ()) -> Spec:
+    """``load_spec`` of what a file, called ``source``, holds."""
+    content = _sections(text, source)
+    for override in overrides:
+        _apply(content, override)
+    return _validated(content, source)
+
+
+def _sections(text: str, source: str) -> dict[str, Any]:
+    """YAML as plain data. Raises SpecError."""
+    content = _parse(text, source)
     if not isinstance(content, dict):
-        raise SpecError(f"{path} must hold sections (dataset, model, noise, …), see examples/demo.yaml")
-    return content, str(path)
+        raise SpecError(f"{source} must hold sections (dataset, model, noise, …), see examples/demo.yaml")
+    return content
 
 
 def _validated(content: dict[str, Any], source: str) -> Spec:

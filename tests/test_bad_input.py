@@ -199,6 +199,28 @@ SPECS = [
     Bad("no name for the run", "certify job.yaml --run=", "--run is empty: name the folder where the run is kept"),
 ]
 
+STARTS = [
+    Bad("a spec that is there already", "init job.yaml", "job.yaml is there already: name another file, or remove it"),
+    Bad("a folder for a spec", "init run", "run is there already: name another file, or remove it"),
+    Bad("a spec for images nowhere", "init my.yaml --data folder", "--path is missing: folder of the images"),
+    Bad(
+        "a spec in what is a file",
+        "init job.yaml/my.yaml",
+        "cannot write job.yaml/my.yaml: File exists",
+    ),
+    Bad(
+        "a spec on a full disk",
+        "init my.yaml",
+        "cannot write my.yaml: File too large",
+        during=disk_full_at(100),
+    ),
+    Bad(
+        "completion for a shell that is not known",
+        "completion tcsh",
+        "'tcsh' is not one of 'bash', 'zsh', 'fish'",
+    ),
+]
+
 NETWORKS = [
     Bad(
         "an unknown network",
@@ -234,7 +256,7 @@ NETWORKS = [
     ),
     Bad(
         "gray images for a network of colours",
-        f"plan job.yaml {RGB} --set 'dataset={{kind: parquet, path: x.parquet, mode: gray}}' --set model.num_classes=10",
+        f"plan job.yaml {RGB} --set 'dataset={{kind: parquet, path: x.parquet, mode: gray}}' --set model.num_classes=9",
         "cannot take images of shape (1, 28, 28)",
         images([0, 1]),
     ),
@@ -490,6 +512,17 @@ DATA = [
         "plan job.yaml --set dataset.path=mnist",
         "MNIST at dataset.path mnist is damaged: 25 images, 2 labels",
         has("mnist/MNIST/raw/t10k-labels-idx1-ubyte", b"\0\0\x08\x01\0\0\0\x02\1\2"),
+    ),
+    Bad(
+        "a CIFAR-10 that would run code",
+        f"plan job.yaml {RGB} --set 'dataset={{kind: cifar10, path: cifar}}'",
+        "CIFAR-10 at dataset.path cifar is damaged, or another: cifar-10-batches-py/batches.meta is not the file that",
+        has("cifar/cifar-10-batches-py/batches.meta", pickle.dumps(Bomb())),
+    ),
+    Bad(
+        "no CIFAR-10",
+        f"plan job.yaml {RGB} --set 'dataset={{kind: cifar10, path: mnist}}'",
+        "no CIFAR-10 at dataset.path mnist: it must hold cifar-10-batches-py/batches.meta",
     ),
     Bad(
         "an empty folder of images",
@@ -1153,6 +1186,7 @@ FIXES = [
 
 TABLE = [
     *SPECS,
+    *STARTS,
     *NETWORKS,
     *DATA,
     *RUNS,
@@ -1276,6 +1310,8 @@ def test_bad_input_is_told_in_one_clear_line_and_nothing_is_lost(bad: Bad, world
 
 #: Lines of the table, without what is bad in them.
 GOOD = (
+    "init my.yaml",
+    "completion bash",
     "plan job.yaml",
     "plan job.yaml --set dataset.path=mnist --limit 5",
     "certify job.yaml",

@@ -66,8 +66,8 @@ class ProjectedGradient(_Attack):
     """Projected gradient ascent (the paper's in L-infinity), gradients averaged over noise, each size by itself."""
 
     kind: Literal["pgd"]
-    norm: Literal["l2", "linf"]
-    steps: PositiveInt = 40
+    norm: Literal["l2", "linf"] = Field(description="that measures its sizes")
+    steps: PositiveInt = Field(40, description="of gradient ascent, from each start")
     step_size: _Share | None = Field(None, description="of each, as a share of the size; default: 2.5 / steps")
     restarts: PositiveInt = Field(1, description="random starts, of which the one with the least margin is taken")
     loss: attacks.Loss = Field("cross_entropy", description="margin: has a slope where a network is too sure")
@@ -81,7 +81,7 @@ class CarliniWagner(_Attack):
     """The paper's L2 attack: the smallest perturbation that changes the answer, then as far that way as sizes allow."""
 
     kind: Literal["cw"]
-    norm: Literal["l2"] = "l2"
+    norm: Literal["l2"] = Field("l2", description="that measures its sizes")
     steps: int = Field(100, ge=2, description="of each search")
     searches: PositiveInt = Field(6, description="for the weight of the answer against the distance")
     learning_rate: Annotated[FiniteFloat, Field(gt=0)] = Field(
@@ -106,8 +106,8 @@ class Square(_Attack):
     """The gradient-free Square Attack, by the mean margin over noise alone."""
 
     kind: Literal["square"]
-    norm: Literal["l2", "linf"]
-    queries: PositiveInt = 500
+    norm: Literal["l2", "linf"] = Field(description="that measures its sizes")
+    queries: PositiveInt = Field(500, description="squares of the image that are changed in turn, for each size")
     share: _Share = Field(0.8, description="of the pixels, that the first squares change")
 
     def build(self) -> attacks.Attack:

@@ -22,7 +22,7 @@ from workers.datasets.index import Index
 from workers.datasets.tables import TableReader
 from workers.files import open_files
 from workers.selection import selected
-from workers.settings import Dataset, Digits, Encoded, EncodedDataset, Mnist, ParquetImages
+from workers.settings import Cifar10, Dataset, Digits, Encoded, EncodedDataset, Mnist, ParquetImages
 from workers.store import S3Options, StoreError
 
 __all__ = ["DatasetError", "EncodedImages", "ImageSet", "Index", "Loaded", "Pixels", "UnreadableImage"]
@@ -50,6 +50,8 @@ def open_dataset(dataset: Dataset, options: S3Options | None = None, known: Inde
                 return arrays.digits(dataset)
             case Mnist():
                 return arrays.mnist(dataset, open_files(dataset.path, options))
+            case Cifar10():
+                return arrays.cifar10(dataset, open_files(dataset.path, options))
             case _:
                 return indexed(dataset, options, find_index(dataset, options, known))
     except StoreError as error:

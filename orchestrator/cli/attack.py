@@ -25,6 +25,7 @@ def attack(
     Run it again to resume, or with further attacks in the spec. Exits with 4 where an attack succeeds within a
     certified radius.
 
+    \b
     Example: stn attack examples/attack.yaml
     """
     from orchestrator import api

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from orchestrator.cli import words
+from orchestrator.cli.completion import complete_from, complete_runs
 from orchestrator.cli.printing import print_comparison
 from orchestrator.cli.results import increasing, inside
 from orchestrator.cli.shell import EXIT_INCOMPLETE, command, json_option, say
@@ -13,9 +15,23 @@ from workers.store import LocalStore
 
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, metavar="RUN RUN [RUN …]")
-@click.option("--certificate", "certificates", multiple=True, metavar="NAME", help="Only this one; repeatable.")
-@click.option("--protocol", "protocols", multiple=True, metavar="NAME", help="Only this one; repeatable.")
+@click.argument("runs", nargs=-1, required=True, metavar="RUN RUN [RUN …]", shell_complete=complete_runs)
+@click.option(
+    "--certificate",
+    "certificates",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=complete_from(words.CERTIFICATES),
+    help="Only this one; repeatable.",
+)
+@click.option(
+    "--protocol",
+    "protocols",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=complete_from(words.PROTOCOLS),
+    help="Only this one; repeatable.",
+)
 @click.option(
     "--radii", callback=increasing, metavar="R,R,…", help="Where to compare. Default: wherever some run's table does."
 )
@@ -49,6 +65,7 @@ def compare(
     The best at each radius is marked, as selection. Every certificate that all runs have under the same protocol is
     compared; `stn reduce` makes others from the same votes.
 
+    \b
     Example: stn compare runs/sweep/sigma-0.25 runs/sweep/sigma-0.5 --radii 0,0.25,0.5 --out comparison
     """
     chosen = [name for name, wanted in forms.items() if wanted]

@@ -6,16 +6,15 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 
+from orchestrator.cli.completion import complete_from, complete_specs
 from orchestrator.cli.printing import print_best, print_table1
 from orchestrator.cli.shell import EXIT_INCOMPLETE, Commands, command, job_options, load, say
-from orchestrator.spec import load_spec
-from stn_core.naming import pick
+from orchestrator.cli.words import METHODS
 from workers import layout
-from workers.settings import Method
 
 
 def _sigmas(_: click.Context, parameter: click.Parameter, value: str) -> tuple[float, ...]:
@@ -26,9 +25,12 @@ def _sigmas(_: click.Context, parameter: click.Parameter, value: str) -> tuple[f
 
 
 def _methods(_: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
-    known = get_args(Method)
+    if not value:
+        return ()
+    from stn_core.naming import pick
+
     try:
-        return tuple(pick({name: name for name in known}, part, "method") for part in value.split(",")) if value else ()
+        return tuple(pick({name: name for name in METHODS}, part, "method") for part in value.split(","))
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
 
@@ -41,7 +43,14 @@ sigma_option = click.option(
 @click.command()
 @job_options
 @sigma_option
-@click.option("--method", "methods", callback=_methods, metavar="M,M,…", help="Of training. Default: the spec's.")
+@click.option(
+    "--method",
+    "methods",
+    callback=_methods,
+    metavar="M,M,…",
+    shell_complete=complete_from(METHODS, separated=True),
+    help="Of training. Default: the spec's.",
+)
 @command
 def sweep(
     spec: Path,
@@ -56,6 +65,7 @@ def sweep(
 
     Runs are kept below the spec's, the figure and its report beside them. Run it again to resume.
 
+    \b
     Example: stn sweep examples/demo.yaml --sigma 0.3,0.5,0.7 --method stn,gaussian --run runs/sweep
     """
     from orchestrator import api
@@ -70,6 +80,7 @@ def sweep(
 def paper() -> None:
     """The paper's own comparisons, trained and certified from one spec each; run again to resume.
 
+    \b
     Example: stn paper table1 examples/mnist.yaml --run runs/table1
     """
 
@@ -80,6 +91,7 @@ def paper() -> None:
     "--beyond",
     multiple=True,
     type=click.Path(path_type=Path),
+    shell_complete=complete_specs,
     metavar="SPEC",
     help="A job that is not the paper's, on the same images, trained where its weights are missing: rows of their own. "
     "--set is not for it. Repeatable.",
@@ -105,10 +117,12 @@ def table1(
 
     Runs are kept below the spec's, table1.csv beside them.
 
+    \b
     Example: stn paper table1 examples/mnist.yaml --linear-program 4 --run runs/table1
     """
     from orchestrator import linear_program
     from orchestrator import paper as papers
+    from orchestrator.spec import load_spec
     from orchestrator.sweeping import Point, check_ready, train_and_certify
     from orchestrator.training import train_spec
 
@@ -150,6 +164,7 @@ def figure1(
 
     Runs are kept below the spec's, figure1.png and their report beside them.
 
+    \b
     Example: stn paper figure1 examples/mnist.yaml --sigma 0.5,0.7,1.0 --run runs/figure1
     """
     from orchestrator.paper import METHODS, figure1_png

@@ -35,6 +35,7 @@ from orchestrator.progress import time_text
 def train(spec: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Train the spec's model and write its checkpoint; run it again to resume.
 
+    \b
     Example: stn train examples/demo.yaml
     """
     from orchestrator import api
@@ -67,6 +68,7 @@ def plan(spec: Path, run: str | None, overrides: tuple[str, ...], limit: int | N
     """Show what `stn certify` would do, and how long it would take here. Writes nothing, but an
     index that dataset.index asks for.
 
+    \b
     Example: stn plan examples/demo.yaml --set sampling.draws=1000
     """
     from orchestrator import api
@@ -113,6 +115,7 @@ def certify(
 ) -> int:
     """Plan, count and reduce. Run it again to resume; when complete it does nothing and says so.
 
+    \b
     Example: stn certify examples/demo.yaml --set noise.sigma=0.5 --run runs/sigma-0.5
     """
     from orchestrator import api

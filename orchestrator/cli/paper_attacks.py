@@ -65,6 +65,7 @@ def figure3(
     The spec's attack section says which attacks; without one, the paper's: Carlini & Wagner in L2, projected gradients
     in L-infinity. Runs are kept below the spec's, figure3.png and figure3.csv beside them.
 
+    \b
     Example: stn paper figure3 examples/mnist.yaml --run runs/figure3
     """
     from orchestrator.paper_attacks import figure3_jobs
@@ -90,6 +91,7 @@ def figure4(
     The spec's attack section says which attacks; without one, the paper's: Carlini & Wagner in L2, projected gradients
     in L-infinity. Runs are kept below the spec's, figure4.png and figure4.csv beside them.
 
+    \b
     Example: stn paper figure4 examples/mnist.yaml --sigma 0.5,0.7,1.0 --run runs/figure4
     """
     from orchestrator.paper_attacks import figure4_jobs

@@ -7,26 +7,30 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING
 
 import click
 
+from orchestrator.cli import words
+from orchestrator.cli.completion import complete_from, complete_runs
 from orchestrator.cli.printing import print_attacks, print_curves, print_imported
 from orchestrator.cli.shell import EXIT_DAMAGED, EXIT_INCOMPLETE, command, json_option, say
 from orchestrator.errors import LogError
 from orchestrator.progress import time_text
-from stn_core.certificates import CERTIFICATES
-from stn_core.confidence import PROTOCOLS, Interval
 from workers.store import open_store
+
+if TYPE_CHECKING:
+    from stn_core.confidence import Interval
 
 
 @click.command()
-@click.argument("run")
+@click.argument("run", shell_complete=complete_runs)
 @json_option
 @command
 def status(run: str, as_json: bool) -> int:
     """Progress, rate, time left and failures of a run, read from its store alone.
 
+    \b
     Example: stn status runs/demo --json
     """
     from orchestrator import api
@@ -75,22 +79,28 @@ def increasing(_: click.Context, parameter: click.Parameter, value: str | None) 
 
 
 @click.command()
-@click.argument("run")
+@click.argument("run", shell_complete=complete_runs)
 @click.option(
     "--certificate",
     "certificates",
     multiple=True,
     metavar="NAME",
-    help=f"One of {', '.join(CERTIFICATES)}; repeatable.",
+    shell_complete=complete_from(words.CERTIFICATES),
+    help=f"One of {', '.join(words.CERTIFICATES)}; repeatable.",
 )
 @click.option(
-    "--protocol", "protocols", multiple=True, metavar="NAME", help=f"One of {', '.join(PROTOCOLS)}; repeatable."
+    "--protocol",
+    "protocols",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=complete_from(words.PROTOCOLS),
+    help=f"One of {', '.join(words.PROTOCOLS)}; repeatable.",
 )
 @click.option("--alpha", type=float, help="Failure probability of one image's certificate.")
 @click.option("--beta", type=float, help="Failure probability of statements about the whole data set.")
 @click.option(
     "--interval",
-    type=click.Choice(get_args(Interval)),
+    type=click.Choice(words.INTERVALS),
     help="How votes bound probabilities; randomised is tighter, by a recorded chance per image.",
 )
 @click.option("--radii", callback=increasing, metavar="R,R,…", help="Radii at which to report certified accuracy.")
@@ -110,6 +120,7 @@ def reduce(
 
     Replaces the run's certificates.parquet and curves.parquet.
 
+    \b
     Example: stn reduce runs/demo --certificate renyi --protocol paper --protocol split --alpha 0.01
     """
     from orchestrator import api
@@ -135,7 +146,7 @@ def reduce(
 
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, metavar="RUN [RUN …]")
+@click.argument("runs", nargs=-1, required=True, metavar="RUN [RUN …]", shell_complete=complete_runs)
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder to write to. Default: the run; with several, here."
 )
@@ -145,6 +156,7 @@ def reduce(
 def report(runs: tuple[str, ...], out: Path | None, no_images: bool, as_json: bool) -> int:
     """Table, curves.png and a self-contained report.html; several runs, and imported results, on one figure.
 
+    \b
     Example: stn report runs/demo runs/sigma-0.5 --out comparison
     """
     from orchestrator import api
@@ -220,6 +232,7 @@ def import_cohen(
     result, no image in two of them; import each result by itself. Such a log holds no votes and says neither n nor
     alpha nor sigma: what you declare is shown as declared, not as verified.
 
+    \b
     Example: stn import-cohen sigma_0.50 --out imports/cohen-0.5 --sigma 0.5 --name "Cohen et al., sigma 0.5"
     """
     from orchestrator.cohen_log import read_logs

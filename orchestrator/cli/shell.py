@@ -9,14 +9,17 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from orchestrator import logs
+from orchestrator.cli.completion import complete_specs
 from orchestrator.errors import SpecError, StnError, TrainingError, WorkersError
-from orchestrator.spec import Spec, load_spec
 from workers.store import StoreError
+
+if TYPE_CHECKING:
+    from orchestrator.spec import Spec
 
 EXIT_BUG, EXIT_USAGE, EXIT_INCOMPLETE, EXIT_DAMAGED, EXIT_INTERRUPTED = 1, 2, 3, 4, 130
 
@@ -51,7 +54,11 @@ def command(function: Callable[..., int | None]) -> Callable[..., None]:
 
 
 class Commands(click.Group):
-    """Commands that tell a wrong command line as everything else is told: in one line."""
+    """Commands, listed in the order of their use, that tell a wrong command line as everything else is told: in one
+    line."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
 
     def make_context(self, *arguments: Any, **extra: Any) -> click.Context:
         with _told():
@@ -86,7 +93,7 @@ def say(text: str) -> None:
         click.echo(text, err=True)
 
 
-spec_argument = click.argument("spec", type=click.Path(path_type=Path))
+spec_argument = click.argument("spec", type=click.Path(path_type=Path), shell_complete=complete_specs)
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a value of the spec; repeatable."
 )
@@ -128,6 +135,8 @@ def job_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def load(spec: Path, overrides: Sequence[str], run: str | None = None, limit: int | None = None) -> Spec:
     """A command's spec, its options applied. Raises SpecError."""
+    from orchestrator.spec import load_spec  # slow to import, and help does without
+
     if run is not None and not run:
         raise SpecError("--run is empty: name the folder where the run is kept")
     return load_spec(spec, overrides, run=run, limit=limit)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,7 +19,9 @@ from orchestrator.cli.shell import (
     spec_argument,
 )
 from orchestrator.errors import SpecError
-from orchestrator.on_ray.jobs import Command, Jobs, job_of, to_be_shared
+
+if TYPE_CHECKING:
+    from orchestrator.on_ray.jobs import Command
 
 #: What a shell exits with where there is no such command.
 _NOT_FOUND = 127
@@ -65,8 +68,11 @@ def submit(
 ) -> int:
     """Let a Ray cluster's head certify, and return the job's id; submit again to follow or to resume.
 
+    \b
     Example: stn submit examples/imagenet_cluster.yaml --address http://HEAD:8265 --follow
     """
+    from orchestrator.on_ray.jobs import Jobs, job_of, to_be_shared
+
     if not address:
         raise SpecError("--address is missing: name the head's dashboard, http://HEAD:8265")
     flags = {"--single-writer": single_writer, "--retry-failed": retry_failed}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from orchestrator.cli.completion import complete_runs, complete_specs
 from orchestrator.cli.shell import (
     EXIT_DAMAGED,
     EXIT_INCOMPLETE,
@@ -41,7 +42,7 @@ def _a_number(_: click.Context, parameter: click.Parameter, value: float) -> flo
 
 
 @click.command()
-@click.argument("run")
+@click.argument("run", shell_complete=complete_runs)
 @click.option("--yes", is_flag=True, help="Delete, instead of only showing.")
 @click.option(
     "--older-than",
@@ -57,6 +58,7 @@ def _a_number(_: click.Context, parameter: click.Parameter, value: float) -> flo
 def gc(run: str, yes: bool, older_than: float, as_json: bool) -> None:
     """Show what a run can do without, such as objects half written by a driver that was killed. Never a vote.
 
+    \b
     Example: stn gc runs/demo --yes
     """
     from orchestrator.upkeep.cleanup import delete_leftovers, find_leftovers
@@ -87,7 +89,7 @@ _STATES = {"delete": "to be deleted", "too young": "too young, left alone", "not
 
 
 @click.command()
-@click.argument("spec", type=click.Path(path_type=Path), required=False)
+@click.argument("spec", type=click.Path(path_type=Path), required=False, shell_complete=complete_specs)
 @run_option
 @set_option
 @address_option
@@ -98,6 +100,7 @@ def doctor(spec: Path | None, run: str | None, overrides: tuple[str, ...], as_js
 
     Exit codes: 0 all is well; 2 something must be fixed.
 
+    \b
     Example: stn doctor examples/demo.yaml
     """
     if spec is None and (run is not None or overrides):
@@ -131,7 +134,7 @@ def _examine(spec: Path | None, overrides: tuple[str, ...], run: str | None) -> 
 
 
 @click.command()
-@click.argument("run")
+@click.argument("run", shell_complete=complete_runs)
 @click.option(
     "--recount",
     "images",
@@ -147,6 +150,7 @@ def verify(run: str, images: int | None, seed: int | None, as_json: bool) -> int
 
     Exit codes: 0 all is right and the run complete; 3 what is there is right; 4 something is wrong.
 
+    \b
     Example: stn verify runs/demo --recount 10
     """
     from orchestrator import api

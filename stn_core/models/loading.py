@@ -42,12 +42,20 @@ def build_network(name: str, num_classes: int) -> nn.Module:
         return _import_network(name)
     if name in _OWN:
         return _OWN[name](num_classes)
+    check_name(name)
+    # Those of 2014 and 2015 ask to be told how they begin.
+    begin = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    network: nn.Module = torchvision_models().get_model(name, weights=None, num_classes=num_classes, **begin)
+    return network
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError unless a network of this project or of torchvision is called so."""
+    if name in _OWN:
+        return
     known = classifiers()
     if name in known:
-        # Those of 2014 and 2015 ask to be told how they begin.
-        begin = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
-        network: nn.Module = torchvision_models().get_model(name, weights=None, num_classes=num_classes, **begin)
-        return network
+        return
     if name in torchvision_models().list_models():
         raise ValueError(f"network {name!r} of torchvision.models is no classifier of images, in floating point")
     raise ValueError(

@@ -25,8 +25,8 @@ from tests.orchestrator.runs import MadeRun, mnist_spec
 from workers import layout
 
 COMMANDS = (
-    *("train", "plan", "certify", "attack", "submit", "sweep", "paper", "status", "reduce", "report"),
-    *("compare", "import-cohen", "gc", "doctor", "verify"),
+    *("init", "train", "plan", "certify", "attack", "submit", "sweep", "paper", "status", "reduce", "report"),
+    *("compare", "import-cohen", "gc", "doctor", "verify", "completion"),
 )
 
 
@@ -88,8 +88,10 @@ def test_the_help_of_all_lists_every_command_and_the_exit_codes() -> None:
     result = stn("--help")
     assert result.exit_code == 0
     assert all(command in result.stdout for command in COMMANDS)
-    codes = "Exit codes: 0 complete; 2 bad usage or spec; 3 finished incomplete; 4 verify found something wrong, or "
+    codes = "Exit codes: 0 complete 2 bad usage or spec 3 finished incomplete: the same command goes on with what is "
     assert codes in " ".join(result.stdout.split())
+    path = [result.stdout.index(f"  stn {command} ") for command in ("init", "train", "certify", "report", "compare")]
+    assert path == sorted(path)
 
 
 def test_the_version_is_told() -> None:

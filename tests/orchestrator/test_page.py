@@ -238,6 +238,8 @@ def test_the_commands_on_the_page_make_its_tables(made: MadeRun, tmp_path: Path)
         ({"kind": "mnist", "path": "x"}, "mnist", (1, 28, 28), None, "MNIST"),
         ({"kind": "mnist", "path": "x", "split": "train"}, "mnist", (1, 28, 28), None, None),
         ({"kind": "digits"}, "mnist", (1, 28, 28), None, None),
+        ({"kind": "cifar10", "path": "x"}, "resnet18", (3, 32, 32), ("airplane", "and", "others"), "CIFAR-10"),
+        ({"kind": "cifar10", "path": "x", "split": "train"}, "cifar10", (3, 32, 32), None, None),
         ({"kind": "imagenet", "path": "x"}, "resnet50", (3, 224, 224), None, "ImageNet"),
         ({"kind": "imagenet", "path": "x", "split": "train"}, "resnet50", (3, 224, 224), None, None),
         ({"kind": "parquet", "path": "x"}, "cifar_resnet110", (3, 32, 32), None, "CIFAR-10"),

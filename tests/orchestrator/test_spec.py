@@ -194,7 +194,7 @@ BAD: list[tuple[str, str, str]] = [
     (
         "dataset.kind=digit",
         "dataset.kind",
-        "got 'digit', did you mean 'digits'?; valid: digits, mnist, image_folder, imagenet, webdataset",
+        "got 'digit', did you mean 'digits'?; valid: digits, mnist, cifar10, image_folder, imagenet, webdataset",
     ),
     ("training.dataset.kind=mnits", "training.dataset.kind", "did you mean 'mnist'"),
     ("dataset.kind=3", "dataset.kind", "valid: digits"),
@@ -222,7 +222,7 @@ BAD: list[tuple[str, str, str]] = [
     (
         "dataset={split: test}",
         "dataset.kind",
-        "is missing; valid: digits, mnist, image_folder, imagenet, web",
+        "is missing; valid: digits, mnist, cifar10, image_folder, imagenet, web",
     ),
     ("dataset={kind: mnist}", "dataset.path", "is missing"),
     ("training.dataset={kind: image_folder}", "training.dataset.path", "is missing"),

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision.datasets import CIFAR10
 
-from tests.workers.samples import IMAGE_STRUCT, encoded, noise_image, write_folder, write_mnist, write_parquet
+from tests.workers.samples import (
+    IMAGE_STRUCT,
+    encoded,
+    noise_image,
+    write_cifar10,
+    write_folder,
+    write_mnist,
+    write_parquet,
+)
 from workers.images import DatasetError, ImageSet, UnreadableImage, open_dataset
 from workers.selection import selected
-from workers.settings import Digits, ImageFolder, Mnist, ParquetImages
+from workers.settings import Cifar10, Digits, ImageFolder, Mnist, ParquetImages
 
 # --- Digits --------------------------------------------------------------------------------------------------------
 
@@ -106,6 +117,65 @@ def test_mnist_with_more_labels_than_images_is_a_dataset_error(tmp_path: Path) -
     root = write_mnist(tmp_path, (images, labels), (images, [*labels, 5]))
     with pytest.raises(DatasetError):
         open_dataset(Mnist(kind="mnist", path=root))
+
+
+# --- CIFAR-10 ------------------------------------------------------------------------------------------------------
+
+NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+
+def batch(first: int, count: int = 3) -> dict[str, Any]:
+    pixels = np.random.default_rng(first).integers(0, 256, (count, 3072), dtype=np.uint8)
+    return {"data": pixels, "labels": [(first + number) % 10 for number in range(count)]}
+
+
+@pytest.fixture
+def cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Six small files as the published ones are, and torchvision told that these are the published ones."""
+    train = [f"data_batch_{number}" for number in range(1, 6)]
+    batches = {name: batch(number) for number, name in enumerate(train)}
+    md5 = write_cifar10(tmp_path, {**batches, "test_batch": batch(7), "batches.meta": {"label_names": NAMES}})
+    monkeypatch.setattr(CIFAR10, "train_list", [[name, md5[name]] for name in train])
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", md5["test_batch"]]])
+    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": md5["batches.meta"]})
+    return tmp_path
+
+
+def test_cifar10_reads_the_split_asked_for_from_torchvisions_files(cifar10: Path) -> None:
+    train, test = (open_dataset(Cifar10(kind="cifar10", path=cifar10, split=split)) for split in ("train", "test"))
+    assert (len(train), len(test), test.num_classes) == (15, 3, 10)
+    assert np.array_equal(test.read(2), batch(7)["data"][2].reshape(3, 32, 32))
+    assert np.array_equal(train.read(4), batch(1)["data"][1].reshape(3, 32, 32))
+    assert (test.labels.tolist(), test.labels.dtype) == ([7, 8, 9], np.int64)
+    assert test.classes == tuple(NAMES)
+    assert train.fingerprint != test.fingerprint
+
+
+def test_it_reads_as_torchvision_does(cifar10: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # NumPy's, of how the published files write types
+        theirs = CIFAR10(cifar10, train=True)
+    ours = open_dataset(Cifar10(kind="cifar10", path=cifar10, split="train"))
+    assert all(np.array_equal(ours.read(n).transpose(1, 2, 0), np.asarray(theirs[n][0])) for n in range(15))
+    assert ours.labels.tolist() == theirs.targets
+
+
+def test_a_missing_cifar10_names_path_and_layout(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="cifar-10-batches-py") as caught:
+        open_dataset(Cifar10(kind="cifar10", path=tmp_path / "nowhere"))
+    assert str(tmp_path / "nowhere") in str(caught.value)
+
+
+def test_a_pickle_that_was_not_published_is_not_opened(cifar10: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (cifar10 / "exploded",)
+
+    (cifar10 / "cifar-10-batches-py/test_batch").write_bytes(pickle.dumps({"data": Bomb()}))
+    with pytest.raises(DatasetError, match="test_batch is not the file that was published"):
+        open_dataset(Cifar10(kind="cifar10", path=cifar10))
+    assert not (cifar10 / "exploded").exists()
+    assert len(open_dataset(Cifar10(kind="cifar10", path=cifar10, split="train"))) == 15
 
 
 # --- Folders of image files ----------------------------------------------------------------------------------------

