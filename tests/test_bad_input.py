@@ -256,7 +256,7 @@ NETWORKS = [
     ),
     Bad(
         "gray images for a network of colours",
-        f"plan job.yaml {RGB} --set 'dataset={{kind: parquet, path: x.parquet, mode: gray}}' --set model.num_classes=9",
+        f"{PARQUET[:-2]}, mode: gray}}'",
         "cannot take images of shape (1, 28, 28)",
         images([0, 1]),
     ),
