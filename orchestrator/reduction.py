@@ -45,6 +45,7 @@ from stn_core.noise import interval_variates
 from workers import layout
 from workers.store import Store
 
+
 def reduce_run(store: Store, plan: Plan, view: View, observe: Callable[[int], None] = lambda shards: None) -> Reduced:
     """Compute and publish a run's certificates and curves.
 

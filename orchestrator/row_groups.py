@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 #: Rows of all lines that are laid out at once: some 30 MiB. Larger tables are several such blocks, one after another.
 _BLOCK = 2**18
 
-#: A block has at most so many groups of each line, of at least so many rows on average: each costs a reader of the whole
-#: table a millisecond, and some kilobytes of the file.
+#: A block has at most so many groups of each line, of at least so many rows on average: each costs whoever reads the
+#: whole table a millisecond, and the file a kilobyte or two.
 _MOST_GROUPS = 64
 _FEWEST_ROWS = 512
 
@@ -107,7 +107,7 @@ def _groups(of_label: NDArray[np.int64], wanted: float, across: int) -> Iterator
     if not total:
         return
     # A band of many equal radii is larger than others, and is cut into more.
-    size = total / max(1, min(round(total / wanted), max(across, np.count_nonzero(of_label))))
+    size = total / max(1, min(round(total / wanted), max(across, int(np.count_nonzero(of_label)))))
     middle = np.cumsum(of_label) - of_label / 2
     for group in np.unique(own := (middle // size).astype(np.int64)):
         if number := int(of_label[own == group].sum()):
