@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from orchestrator import epochs, imported, linear_program, robustness, tables
 from orchestrator.errors import RunError, SpecError
 from orchestrator.runs import read_plan
-from stn_core.naming import one_line
+from stn_core.naming import one_line, pick
 from workers import attempts_table, counts_table, layout
 from workers.columns import meaning
 from workers.datasets import index
@@ -126,10 +126,10 @@ class Found:
 
 def named(name: str) -> Table:
     """The table of that name. Raises SpecError."""
-    for table in TABLES:
-        if table.name == name:
-            return table
-    raise SpecError(f"no table {name!r}; there are: {', '.join(table.name for table in TABLES)}")
+    try:
+        return pick({table.name: table for table in TABLES}, name, "table")
+    except ValueError as error:
+        raise SpecError(str(error)) from error
 
 
 def columns(table: Table) -> list[Column]:

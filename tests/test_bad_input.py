@@ -533,7 +533,12 @@ RUNS = [
         for command in ("status", "reduce", "report", "verify", "gc", "schema --run", "compare run")
     ),
     *(
-        Bad(f"{command} of an empty folder", f"{command} empty", "no run at empty: it has no plan.json", has_folder("empty"))
+        Bad(
+            f"{command} of an empty folder",
+            f"{command} empty",
+            "no run at empty: it has no plan.json",
+            has_folder("empty"),
+        )
         for command in ("status", "reduce", "report", "verify", "gc", "schema --run", "compare run")
     ),
     *(
@@ -573,9 +578,18 @@ RUNS = [
         table_says(VOTES, schema_version=3),
         told="table",
     ),
-    Bad("a schema of no table", "schema certificate", "no table 'certificate', did you mean 'certificates'?; valid: counts"),
+    Bad(
+        "a schema of no table",
+        "schema certificate",
+        "unknown table 'certificate', did you mean 'certificates'?; valid: counts",
+    ),
     Bad("two schemas at once", "schema counts --run run", "TABLE, --run and --markdown exclude each other"),
-    Bad("a schema of half a table", "schema --run run", "run/curves.parquet is damaged: ", truncated("run/curves.parquet")),
+    Bad(
+        "a schema of half a table",
+        "schema --run run",
+        "run/curves.parquet is damaged: ",
+        truncated("run/curves.parquet"),
+    ),
     Bad(
         "a status of newer votes",
         "status run",

@@ -118,9 +118,10 @@ def sum_of_draws(folder: Path) -> dict[int, int]:
 
 def test_sums_over_rounds_and_retries_are_those_of_reduce(folder: Path, tmp_path: Path) -> None:
     plan = plan_of(
-        sampling={"mode": "adaptive", "draws": 5000, "seed": 1}, confidence={"protocol": "anytime", "alpha": 0.05}
+        sampling={"mode": "adaptive", "draws": 5000, "selection_draws": 16, "seed": 1},
+        confidence={"protocol": "anytime", "alpha": 0.05},
     )
-    first = invented(replace(plan, spec=plan_of(sampling={"draws": 100}).spec), sure=0.3)
+    first = invented(replace(plan, spec=plan_of(sampling={"draws": 100, "selection_draws": 16}).spec), sure=0.3)
     store = MadeRun(plan, first.tables).write(tmp_path)
     more = first.tables[1].slice(5, 7)
     before = more["draws"].to_pylist()
