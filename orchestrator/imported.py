@@ -21,19 +21,19 @@ from orchestrator.errors import LogError, RunError
 from orchestrator.tables import METADATA_KEY
 from stn_core.curves import certified_correct
 from workers import layout
+from workers.columns import column
 from workers.store import ObjectMissing, Store
 
 SCHEMA_VERSION = 1
 
-#: The first five as in certificates.parquet; a radius there is rounded down, here as it was printed.
 SCHEMA = pa.schema(
     [
-        pa.field("index", pa.int64(), nullable=False),
-        pa.field("label", pa.int64(), nullable=False),
-        pa.field("prediction", pa.int64()),  # null where the image abstains
-        pa.field("correct", pa.bool_(), nullable=False),  # certified, and for the label
-        pa.field("radius", pa.float64(), nullable=False),
-        pa.field("radius_least", pa.float64(), nullable=False),  # the least that is printed so
+        column("index", pa.int64(), "the image's number in the log"),
+        column("label", pa.int64(), "its true class"),
+        column("prediction", pa.int64(), "the class that is certified", null="where the image abstains"),
+        column("correct", pa.bool_(), "whether the prediction is the label"),
+        column("radius", pa.float64(), "as it was printed, in [0, 1] pixel units: it may be rounded up"),
+        column("radius_least", pa.float64(), "the least radius that is printed so"),
     ]
 )
 

@@ -6,6 +6,7 @@ A cascade's next network learns of the training images that none before it certi
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,23 +19,27 @@ from numpy.typing import NDArray
 from orchestrator.errors import SpecError
 from orchestrator.spec import Spec, validate
 from orchestrator.sweeping import beside_checkpoint
+from orchestrator.tables import METADATA_KEY
 from stn_core.dual import margins
+from workers.columns import column
 from workers.counting import load_model
 from workers.images import DatasetError, load_all
 from workers.settings import Dataset
 
-#: One row per image of the data set and network.
+#: Version of the columns below.
+SCHEMA_VERSION = 1
+
 SCHEMA = pa.schema(
     [
-        pa.field("network", pa.int64(), nullable=False, metadata={"is": "number in the cascade, from 1"}),
-        pa.field("index", pa.int64(), nullable=False, metadata={"is": "the image's, in the data set"}),
-        pa.field("label", pa.int64(), nullable=False),
-        pa.field("predicted", pa.int64(), nullable=False),
-        pa.field(
+        column("network", pa.int64(), "its number in the cascade, from 1"),
+        column("index", pa.int64(), "the image's number in the data set"),
+        column("label", pa.int64(), "its true class"),
+        column("predicted", pa.int64(), "the network's answer"),
+        column(
             "margin",
             pa.float64(),
-            nullable=False,
-            metadata={"is": "by how much the predicted class's logit exceeds all others within the radius, at least"},
+            "by how much the predicted class's logit exceeds all others within the table's radius, at least: certified "
+            "where positive",
         ),
     ]
 )
@@ -150,7 +155,8 @@ def counted(table: pa.Table, networks: int) -> Counted:
 def encode(table: pa.Table) -> bytes:
     """A table of ``SCHEMA`` as Parquet."""
     file = io.BytesIO()
-    pq.write_table(table, file)
+    metadata = {METADATA_KEY: json.dumps({"schema_version": SCHEMA_VERSION})}
+    pq.write_table(table.replace_schema_metadata(metadata), file)
     return file.getvalue()
 
 

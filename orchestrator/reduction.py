@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from orchestrator.errors import RunError, SpecError
 from orchestrator.plans import ANYTIME, Plan
+from orchestrator.row_groups import Blocks, writing
 from orchestrator.runs import CountRows, counted_shards, read_votes, vote_objects
 from orchestrator.spec import check_view
 from orchestrator.tables import (
@@ -44,9 +45,6 @@ from stn_core.noise import interval_variates
 from workers import layout
 from workers.store import Store
 
-#: Rows of certificates that a reader may skip as one.
-_ROW_GROUP = 100_000
-
 
 def reduce_run(store: Store, plan: Plan, view: View, observe: Callable[[int], None] = lambda shards: None) -> Reduced:
     """Compute and publish a run's certificates and curves.
@@ -71,10 +69,14 @@ def reduce_run(store: Store, plan: Plan, view: View, observe: Callable[[int], No
     with _scratch_folder() as scratch:
         # On disk, since the table of a large run does not fit in memory.
         table = scratch / layout.CERTIFICATES
-        with pq.ParquetWriter(table, CERTIFICATES_SCHEMA, compression="zstd") as writer:
+        blocks = Blocks(len(view.lines))
+        with pq.ParquetWriter(table, CERTIFICATES_SCHEMA, **writing(CERTIFICATES_SCHEMA)) as writer:
             for votes in read_votes(store, plan, present, observe):
-                for rows in sums.add(votes):
-                    writer.write_table(rows, row_group_size=_ROW_GROUP)
+                for line, rows in sums.add(votes):
+                    for group in blocks.add(line, rows):
+                        writer.write_table(group)
+            for group in blocks.rest():
+                writer.write_table(group)
             summary = sums.summary()
             goal = goal_of(plan)
             run = {"summary": asdict(summary), "goal": goal, "objects": objects}
@@ -122,7 +124,7 @@ class _Sums:
         self._counted = self._failed = self._majority_correct = self._invalid = self._undecided = self._passes = 0
         self._ties: int | None = 0
 
-    def add(self, rows: CountRows) -> Iterator[pa.Table]:
+    def add(self, rows: CountRows) -> Iterator[tuple[Line, pa.Table]]:
         """Take rows in; their certificates, one table per line."""
         usable, labels = rows.usable, rows.labels
         self._counted += int(usable.sum())
@@ -141,7 +143,7 @@ class _Sums:
             correct = ~result.abstain & (result.prediction == labels)
             self._certified[line] += certified_correct(result.radius, correct, self._view.radii)
             self._abstained[line] += int((result.abstain & usable).sum())
-            yield _rows(rows, line, result, correct, self._view.alpha, uniform)
+            yield line, _rows(rows, line, result, correct, self._view.alpha, uniform)
 
     def summary(self) -> Summary:
         missing = self._plan.images - self._counted - self._failed

@@ -13,6 +13,7 @@ from orchestrator.plans import Plan
 from orchestrator.runs import read_plan
 from orchestrator.tables import Line, Reduced, goal_of, published
 from workers import layout
+from workers.sealed import NewerVersion
 from workers.store import ObjectMissing, Store
 from workers.training import Epoch
 
@@ -102,5 +103,7 @@ def _epochs(store: Store) -> tuple[Epoch, ...]:
         return epochs.decode(store.read(layout.TRAINING))[0]
     except ObjectMissing:
         return ()
+    except NewerVersion as error:
+        raise RunError(f"{store.uri}/{layout.TRAINING} was {error}: update this installation") from error
     except ValueError as error:
         raise RunError(f"{store.uri}/{layout.TRAINING}: {error}; delete it") from error

@@ -26,6 +26,7 @@ from stn_core.naming import one_line
 from stn_core.prediction import predict
 from workers import attempts_table, counts_table, layout, sealed
 from workers.attack_settings import Attack
+from workers.columns import column
 from workers.counts_table import VOTES
 from workers.store import ObjectMissing, Store
 
@@ -37,36 +38,38 @@ ATTACK_VERSION = 1
 
 ATTEMPTS_SCHEMA = pa.schema(
     [
-        pa.field("attack", pa.string(), nullable=False),
-        pa.field("norm", pa.string(), nullable=False),
-        pa.field("index", pa.int64(), nullable=False),
-        pa.field("key", pa.int64(), nullable=False),
-        pa.field("label", pa.int64(), nullable=False),
-        pa.field("size", pa.float64(), nullable=False),  # allowed, in the attack's norm; 0 is the image itself
-        pa.field("l1", pa.float64(), nullable=False),  # how far the attacked image is, in [0, 1] pixel units
-        pa.field("l2", pa.float64(), nullable=False),
-        pa.field("linf", pa.float64(), nullable=False),
-        pa.field("votes", VOTES, nullable=False),
-        pa.field("draws", pa.int64(), nullable=False),  # 0 where the image could not be attacked
-        pa.field("prediction", pa.int64()),  # null where the classifier abstains, or could not be asked
-        pa.field("p_value", pa.float64(), nullable=False),  # of the most voted class, Hung & Fithian's test
-        pa.field("correct", pa.bool_(), nullable=False),  # the prediction is the label
+        column("attack", pa.string(), "its name in the spec"),
+        column("norm", pa.string(), "of its sizes: l1, l2 or linf"),
+        column("index", pa.int64(), "the image's number in the data set"),
+        column("key", pa.int64(), "the image's identity, as in counts"),
+        column("label", pa.int64(), "its true class"),
+        column(
+            "size", pa.float64(), "that the attack may have, in its norm, [0, 1] pixel units; 0 is the image itself"
+        ),
+        column("l1", pa.float64(), "how far the attacked image is from the image in L1, [0, 1] pixel units"),
+        column("l2", pa.float64(), "likewise in L2"),
+        column("linf", pa.float64(), "likewise in L∞"),
+        column("votes", VOTES, "votes on the attacked image: the classes that have some, ascending, and how many"),
+        column("draws", pa.int64(), "noisy copies that voted; 0 where the image could not be attacked"),
+        column("prediction", pa.int64(), "the classifier's answer", null="where it abstains, or could not be asked"),
+        column("p_value", pa.float64(), "of the most voted class, Hung & Fithian's test"),
+        column("correct", pa.bool_(), "whether the prediction is the label"),
     ]
 )
 
 ROBUSTNESS_SCHEMA = pa.schema(
     [
-        pa.field("attack", pa.string(), nullable=False),
-        pa.field("norm", pa.string(), nullable=False),
-        pa.field("size", pa.float64(), nullable=False),
-        pa.field("robust_accuracy", pa.float64(), nullable=False),  # robust / images
-        pa.field("robust", pa.int64(), nullable=False),  # the label, at every size up to this one
-        pa.field("broken", pa.int64(), nullable=False),  # another class, at one of them
-        pa.field("abstained", pa.int64(), nullable=False),  # neither: no answer, at one of them
-        pa.field("failed", pa.int64(), nullable=False),  # could not be attacked
-        pa.field("missing", pa.int64(), nullable=False),  # not attacked yet
-        pa.field("images", pa.int64(), nullable=False),  # all images of the plan: the denominator
-        pa.field("alpha", pa.float64(), nullable=False),  # of every answer
+        column("attack", pa.string(), "its name in the spec"),
+        column("norm", pa.string(), "of the size: l1, l2 or linf"),
+        column("size", pa.float64(), "at which the row is, [0, 1] pixel units"),
+        column("robust_accuracy", pa.float64(), "robust / images"),
+        column("robust", pa.int64(), "images whose label is answered at every size up to this one"),
+        column("broken", pa.int64(), "images of which another class is answered at one of them"),
+        column("abstained", pa.int64(), "neither: no answer at one of them"),
+        column("failed", pa.int64(), "images that could not be attacked"),
+        column("missing", pa.int64(), "images not attacked yet: more than 0 in a partial table"),
+        column("images", pa.int64(), "all images of the run: the denominator"),
+        column("alpha", pa.float64(), "chance that an answer is not the most probable class"),
     ]
 )
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +22,7 @@ from workers.committed import Committed, DamagedVotes, read_committed
 from workers.datasets.base import DatasetError
 from workers.datasets.index import Index
 from workers.rounds import looks, total_draws, undecided
-from workers.store import ObjectMissing, Store
+from workers.store import LocalStore, ObjectMissing, Store
 
 Ints = NDArray[np.int64]
 
@@ -39,7 +40,9 @@ def read_plan(store: Store) -> Plan:
         plan = Plan.from_json(store.read(layout.PLAN), f"{store.uri}/{layout.PLAN}")
     except ObjectMissing:
         check_no_import(store)
-        raise RunError(f"no run at {store.uri}: it has no {layout.PLAN}") from None
+        is_file = isinstance(store, LocalStore) and Path(store.uri).is_file()
+        why = "it is a file, and a run is a folder" if is_file else f"it has no {layout.PLAN}"
+        raise RunError(f"no run at {store.uri}: {why}") from None
     try:
         return plan.with_goal(store.read(layout.GOAL), f"{store.uri}/{layout.GOAL}")
     except ObjectMissing:

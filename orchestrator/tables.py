@@ -16,6 +16,7 @@ from orchestrator.plans import Plan, decisive
 from orchestrator.spec import Spec
 from stn_core.confidence import PROTOCOLS, Interval
 from workers import layout
+from workers.columns import column
 from workers.store import ObjectMissing, Store
 
 #: Version of the two tables below.
@@ -23,46 +24,68 @@ SCHEMA_VERSION = 2
 
 CERTIFICATES_SCHEMA = pa.schema(
     [
-        pa.field("index", pa.int64(), nullable=False),
-        pa.field("key", pa.int64(), nullable=False),
-        pa.field("label", pa.int64(), nullable=False),
-        pa.field("prediction", pa.int64()),  # null where the image abstains or could not be counted
-        pa.field("correct", pa.bool_(), nullable=False),  # certified, and for the label
-        pa.field("certificate", pa.string(), nullable=False),
-        pa.field("protocol", pa.string(), nullable=False),
-        pa.field("alpha", pa.float64(), nullable=False),
-        pa.field("norm", pa.string(), nullable=False),
-        pa.field("radius", pa.float64(), nullable=False),  # in [0, 1] pixel units, rounded down; 0 without prediction
-        pa.field("p1_lower", pa.float64(), nullable=False),
-        pa.field("p2_upper", pa.float64(), nullable=False),
-        pa.field("draws", pa.int64(), nullable=False),  # estimation draws; 0 where the image could not be counted
-        pa.field("uniform", pa.float64()),  # the image's variate where intervals are randomised
+        column("index", pa.int64(), "the image's number in the data set"),
+        column("key", pa.int64(), "the image's identity, as in counts"),
+        column("label", pa.int64(), "its true class"),
+        column("prediction", pa.int64(), "the class that is certified", null="where the image abstains, or failed"),
+        column("correct", pa.bool_(), "whether the prediction is the label"),
+        column("certificate", pa.string(), "the bound that the radius is by"),
+        column("protocol", pa.string(), "how votes bound probabilities"),
+        column("alpha", pa.float64(), "chance that the certificate is false, asked for"),
+        column("norm", pa.string(), "of the radius: l1, l2 or linf"),
+        column(
+            "radius",
+            pa.float64(),
+            "no perturbation of at most this size changes the prediction; [0, 1] pixel units, rounded down; 0 without "
+            "prediction",
+        ),
+        column("p1_lower", pa.float64(), "lower bound on the probability of the prediction under noise"),
+        column("p2_upper", pa.float64(), "upper bound on that of any other class"),
+        column("draws", pa.int64(), "estimation draws of all rounds; 0 where the image failed, could not be counted"),
+        column("uniform", pa.float64(), "the image's variate in [0, 1)", null="unless intervals are randomised"),
     ]
 )
 
 CURVES_SCHEMA = pa.schema(
     [
-        pa.field("certificate", pa.string(), nullable=False),
-        pa.field("protocol", pa.string(), nullable=False),
-        pa.field("alpha", pa.float64(), nullable=False),
-        pa.field("norm", pa.string(), nullable=False),
-        pa.field("radius", pa.float64(), nullable=False),
-        pa.field("certified_accuracy", pa.float64(), nullable=False),  # certified / images
-        pa.field("paper_accuracy", pa.float64()),  # x (1 - alpha), the paper's section 4; its own protocol only
-        # At least this fraction is truly certified: all of a table's together with probability 1 - beta. Null where the
-        # protocol guarantees nothing.
-        pa.field("guaranteed_accuracy", pa.float64()),
-        # Where the run covers part of a data set, as if drawn at random: certified accuracy on the whole set lies
-        # between these with probability 1 - beta, each radius by itself.
-        pa.field("population_lower", pa.float64()),
-        pa.field("population_upper", pa.float64()),
-        pa.field("population_guaranteed", pa.float64()),  # as guaranteed_accuracy, of the whole data set
-        pa.field("beta", pa.float64(), nullable=False),
-        pa.field("certified", pa.int64(), nullable=False),  # correct, with at least this radius
-        pa.field("images", pa.int64(), nullable=False),  # all images of the plan: the denominator
-        pa.field("abstained", pa.int64(), nullable=False),  # counted, and the votes decide nothing
-        pa.field("failed", pa.int64(), nullable=False),  # could not be counted
-        pa.field("missing", pa.int64(), nullable=False),  # not counted yet
+        column("certificate", pa.string(), "the bound that radii are by"),
+        column("protocol", pa.string(), "how votes bound probabilities"),
+        column("alpha", pa.float64(), "chance that an image's certificate is false, asked for"),
+        column("norm", pa.string(), "of the radius: l1, l2 or linf"),
+        column("radius", pa.float64(), "at which the row is, [0, 1] pixel units"),
+        column("certified_accuracy", pa.float64(), "certified / images"),
+        column(
+            "paper_accuracy",
+            pa.float64(),
+            "certified_accuracy x (1 - alpha), the paper's section 4",
+            null="unless the protocol is paper, the paper's own",
+        ),
+        column(
+            "guaranteed_accuracy",
+            pa.float64(),
+            "at least this fraction is truly certified: all of a table's together with probability 1 - beta",
+            null="where the protocol guarantees nothing",
+        ),
+        column(
+            "population_lower",
+            pa.float64(),
+            "certified accuracy on the whole data set, of which the run's images are as if drawn at random, is at "
+            "least this, and at most population_upper, with probability 1 - beta, each radius by itself",
+            null="where the run covers the whole data set, or is incomplete",
+        ),
+        column("population_upper", pa.float64(), "see population_lower", null="likewise"),
+        column(
+            "population_guaranteed",
+            pa.float64(),
+            "as guaranteed_accuracy, of the whole data set",
+            null="likewise, or where the protocol guarantees nothing",
+        ),
+        column("beta", pa.float64(), "chance that a statement about the whole table is false"),
+        column("certified", pa.int64(), "images certified for their label with at least this radius"),
+        column("images", pa.int64(), "all images of the run, the denominator: counted, failed and missing"),
+        column("abstained", pa.int64(), "images whose votes decide nothing"),
+        column("failed", pa.int64(), "images that could not be counted"),
+        column("missing", pa.int64(), "images not counted yet: more than 0 in a partial table"),
     ]
 )
 
@@ -230,7 +253,7 @@ def published(store: Store, *, partial: bool = False) -> Reduced | None:
             return Reduced(view, summary, curves, metadata.get("goal", {}), metadata.get("objects"))
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise RunError(f"{store.uri}/{key} is damaged: run `stn reduce` again") from error
-    raise RunError(f"{store.uri}/{key} was written by a newer version: update this installation")
+    raise RunError(f"{store.uri}/{key} was written by a newer version (schema {version}): update this installation")
 
 
 def read_certificates(

@@ -47,6 +47,7 @@ from tests.troubles import (
     parquet,
     permissions,
     plan_says,
+    planned,
     program,
     refused,
     rows_say,
@@ -61,9 +62,9 @@ from tests.workers.samples import IMAGE_STRUCT, encoded, noise_image
 from workers import layout
 
 #: How a command tells what is wrong, and by which exit code. Errors are one line.
-#: `verify` lists what it found, and `doctor` what to fix, among what is well.
-Told = Literal["error", "no work", "finding", "fix"]
-CODES: dict[Told, int] = {"error": 2, "no work": 3, "finding": 4, "fix": 2}
+#: `verify` lists what it found, and `doctor` what to fix, among what is well; `schema` tells it after its table.
+Told = Literal["error", "table", "no work", "finding", "fix"]
+CODES: dict[Told, int] = {"error": 2, "table": 2, "no work": 3, "finding": 4, "fix": 2}
 
 
 @dataclass(frozen=True)
@@ -574,10 +575,88 @@ DATA = [
 RUNS = [
     *(
         Bad(f"{command} of no run", f"{command} nowhere", "no run at nowhere: it has no plan.json")
-        for command in ("status", "reduce", "report", "verify", "gc")
+        for command in ("status", "reduce", "report", "verify", "gc", "schema --run", "compare run")
     ),
-    Bad("a folder that is no run", "status mnist", "no run at mnist: it has no plan.json"),
-    Bad("a file for a run", "reduce job.yaml", "no run at job.yaml: it has no plan.json"),
+    *(
+        Bad(f"{command} of a folder that is no run", f"{command} mnist", "no run at mnist: it has no plan.json")
+        for command in ("status", "reduce", "report", "verify", "gc", "schema --run", "compare run")
+    ),
+    *(
+        Bad(
+            f"{command} of an empty folder",
+            f"{command} empty",
+            "no run at empty: it has no plan.json",
+            has_folder("empty"),
+        )
+        for command in ("status", "reduce", "report", "verify", "gc", "schema --run", "compare run")
+    ),
+    *(
+        Bad(f"{command} of a file", f"{command} job.yaml", "no run at job.yaml: it is a file, and a run is a folder")
+        for command in ("status", "reduce", "report", "verify", "gc", "schema --run", "compare run")
+    ),
+    *(
+        Bad(
+            f"{command} of a plan without votes or tables",
+            f"{command} new",
+            "new has no certificates yet: run `stn reduce` first",
+            planned("new"),
+            leaves=frozenset(),
+        )
+        for command in ("report", "compare run")
+    ),
+    *(
+        Bad(
+            f"{command} of a newer plan",
+            f"{command} run",
+            "run/plan.json was written by a newer version (schema 2): update this installation",
+            plan_says(schema_version=2),
+        )
+        for command in ("status", "reduce", "report", "gc", "compare half")
+    ),
+    Bad(
+        "a schema of newer certificates",
+        "schema --run run",
+        "1 certificates object in run is of a newer version (schema 3): update this installation",
+        table_says("run/certificates.parquet", schema_version=3),
+        told="table",
+    ),
+    Bad(
+        "a schema of newer votes",
+        "schema --run run",
+        "1 counts object in run is of a newer version (schema 3): update this installation",
+        table_says(VOTES, schema_version=3),
+        told="table",
+    ),
+    Bad(
+        "a schema of no table",
+        "schema certificate",
+        "unknown table 'certificate', did you mean 'certificates'?; valid: counts",
+    ),
+    Bad("two schemas at once", "schema counts --run run", "TABLE, --run and --markdown exclude each other"),
+    Bad(
+        "a schema of half a table",
+        "schema --run run",
+        "run/curves.parquet is damaged: ",
+        truncated("run/curves.parquet"),
+    ),
+    Bad(
+        "a status of newer votes",
+        "status run",
+        f"{VOTES}: written by a newer version (schema 3, this one reads up to 2); update this installation",
+        table_says(VOTES, schema_version=3),
+    ),
+    Bad(
+        "a report of newer curves",
+        "report run",
+        "run/curves.parquet was written by a newer version (schema 3): update this installation",
+        table_says("run/curves.parquet", schema_version=3),
+    ),
+    Bad(
+        "a comparison with newer curves",
+        "compare half run",
+        "run/curves.parquet was written by a newer version (schema 3): update this installation",
+        both(table_says("run/curves.parquet", schema_version=3), copied("run", "half2")),
+    ),
     Bad("a retry of what was never tried", "certify job.yaml --run new --retry-failed", "leave out --retry-failed"),
     Bad("a run elsewhere", "certify job.yaml --run ftp://host/run", "ftp:// is not supported; use s3:// or a folder"),
     Bad(
@@ -689,7 +768,7 @@ RUNS = [
     Bad(
         "curves from a newer version",
         "certify job.yaml",
-        "run/curves.parquet was written by a newer version: update this installation",
+        "run/curves.parquet was written by a newer version (schema 3): update this installation",
         table_says("run/curves.parquet", schema_version=3),
     ),
     Bad(
@@ -1279,6 +1358,11 @@ def told(bad: Bad, printed: list[str], said: list[str]) -> list[str]:
             assert last.startswith("error: ")
             assert all(PROGRESS.fullmatch(line) for line in progress)
             return [last]
+        case "table":
+            assert printed[0] == "run: tables"
+            (last,) = said
+            assert last.startswith("error: ")
+            return [last]
         case "finding":
             assert printed[0] == "run: something is wrong"
             assert all(PROGRESS.fullmatch(line) for line in said)
@@ -1326,6 +1410,9 @@ GOOD = (
     "doctor job.yaml",
     "doctor job.yaml --set dataset.path=mnist --run {remote}",
     "verify run --recount 2",
+    "schema",
+    "schema --run run",
+    "schema --run {remote} --json",
 )
 
 

@@ -98,6 +98,15 @@ def copied(folder: str, name: str) -> Trouble:
     return spoil
 
 
+def planned(name: str) -> Trouble:
+    """A run that is planned, and nothing more."""
+
+    def spoil(world: World) -> None:
+        world.made.write(world.here / name, [])
+
+    return spoil
+
+
 def lacks(name: str) -> Trouble:
     return lambda world: (world.here / name).unlink()
 

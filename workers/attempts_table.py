@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from workers import sealed
+from workers.columns import column
 from workers.counts_table import VOTES
 
 #: Version of the columns below. A reader refuses a newer one.
@@ -15,20 +16,26 @@ SCHEMA_VERSION = 1
 
 SCHEMA = pa.schema(
     [
-        pa.field("index", pa.int64(), nullable=False),  # image's number in the data set
-        pa.field("key", pa.int64(), nullable=False),  # image's identity
-        pa.field("label", pa.int64(), nullable=False),
-        pa.field("size", pa.float64(), nullable=False),  # allowed, in the attack's norm; 0 is the image itself
-        # How far the attacked image is from the image, in [0, 1] pixel units.
-        pa.field("l1", pa.float64(), nullable=False),
-        pa.field("l2", pa.float64(), nullable=False),
-        pa.field("linf", pa.float64(), nullable=False),
-        pa.field("votes", VOTES, nullable=False),  # on the attacked image
-        pa.field("draws", pa.int64(), nullable=False),  # that voted, invalid ones included; 0 where there is an error
-        pa.field("invalid", pa.int64(), nullable=False),  # draws whose logits held a NaN
-        pa.field("ties", pa.int64(), nullable=False),  # draws whose largest logit several classes shared
-        pa.field("pixels", pa.binary()),  # where kept: (channels, height, width) as little-endian float32
-        pa.field("error", pa.string()),  # why the image could not be attacked
+        column("index", pa.int64(), "the image's number in the data set"),
+        column("key", pa.int64(), "the image's identity"),
+        column("label", pa.int64(), "its true class"),
+        column(
+            "size", pa.float64(), "that the attack may have, in its norm, [0, 1] pixel units; 0 is the image itself"
+        ),
+        column("l1", pa.float64(), "how far the attacked image is from the image in L1, [0, 1] pixel units"),
+        column("l2", pa.float64(), "likewise in L2"),
+        column("linf", pa.float64(), "likewise in L∞"),
+        column("votes", VOTES, "votes on the attacked image: the classes that have some, ascending, and how many"),
+        column("draws", pa.int64(), "noisy copies that voted, invalid ones included; 0 where there is an error"),
+        column("invalid", pa.int64(), "draws whose logits held a NaN: they vote for no class"),
+        column("ties", pa.int64(), "draws whose largest logit several classes shared"),
+        column(
+            "pixels",
+            pa.binary(),
+            "the attacked image, (channels, height, width) as little-endian float32",
+            null="where it was not to be kept",
+        ),
+        column("error", pa.string(), "why the image could not be attacked", null="where it could"),
     ]
 )
 

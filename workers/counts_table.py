@@ -10,6 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from workers import sealed
+from workers.columns import column
 
 #: Version of the columns below. A reader refuses a newer one.
 SCHEMA_VERSION = 2
@@ -21,18 +22,28 @@ VOTES = pa.list_(
 
 SCHEMA = pa.schema(
     [
-        pa.field("index", pa.int64(), nullable=False),  # image's number in the data set
-        pa.field("key", pa.int64(), nullable=False),  # image's identity: its noise is derived from it
-        pa.field("label", pa.int64(), nullable=False),
-        pa.field("selection", VOTES, nullable=False),  # classes with at least one vote, ascending
-        pa.field("estimation", VOTES, nullable=False),
-        pa.field("selection_draws", pa.int64(), nullable=False),  # invalid ones included
-        pa.field("draws", pa.int64(), nullable=False),  # estimation draws, invalid ones included
-        pa.field("selection_invalid", pa.int64(), nullable=False),  # draws whose logits held a NaN
-        pa.field("invalid", pa.int64(), nullable=False),
-        pa.field("selection_ties", pa.int64()),  # draws whose largest logit several classes shared; the lowest got it
-        pa.field("ties", pa.int64()),  # null in tables of version 1, which did not count them
-        pa.field("error", pa.string()),  # why the image could not be counted; draws is then 0
+        column("index", pa.int64(), "the image's number in the data set"),
+        column(
+            "key",
+            pa.int64(),
+            "the image's identity, which its noise is derived from: its number for arrays and tables, a hash of its "
+            "relative path for files",
+        ),
+        column("label", pa.int64(), "its true class"),
+        column("selection", VOTES, "selection votes: the classes that have some, ascending, and how many"),
+        column("estimation", VOTES, "estimation votes, likewise"),
+        column("selection_draws", pa.int64(), "noisy copies classified for selection, invalid ones included"),
+        column("draws", pa.int64(), "noisy copies classified for estimation, likewise; 0 where there is an error"),
+        column("selection_invalid", pa.int64(), "selection draws whose logits held a NaN: they vote for no class"),
+        column("invalid", pa.int64(), "estimation draws whose logits held a NaN, likewise"),
+        column(
+            "selection_ties",
+            pa.int64(),
+            "selection draws whose largest logit several classes shared: the lowest of them got the vote",
+            null="in version 1, which did not count them",
+        ),
+        column("ties", pa.int64(), "estimation draws with such a tie", null="in version 1"),
+        column("error", pa.string(), "why the image could not be counted", null="where it could"),
     ]
 )
 

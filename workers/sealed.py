@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stn_core.naming import one_line
+from workers.columns import bare
 
 _METADATA_KEY = b"stn"
 _CHECKSUM_KEY = b"stn.sha256"
@@ -26,7 +27,9 @@ def seal(table: pa.Table, schema: pa.Schema, version: int, provenance: Mapping[s
     metadata = json.dumps({"schema_version": version, **provenance}, sort_keys=True).encode()
     keys = {_METADATA_KEY: metadata, _CHECKSUM_KEY: _sha256(metadata, table, schema).encode()}
     sink = pa.BufferOutputStream()
-    pq.write_table(table.replace_schema_metadata(keys), sink, compression="zstd")
+    pq.write_table(
+        pa.Table.from_arrays(table.columns, schema=bare(schema).with_metadata(keys)), sink, compression="zstd"
+    )
     return sink.getvalue().to_pybytes()
 
 

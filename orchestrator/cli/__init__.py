@@ -16,6 +16,7 @@ from orchestrator.cli.init import init
 from orchestrator.cli.job import certify, plan, train
 from orchestrator.cli.paper_attacks import figure3, figure4
 from orchestrator.cli.results import import_cohen, reduce, report, status
+from orchestrator.cli.schema import schema
 from orchestrator.cli.shell import Commands
 from orchestrator.cli.submit import submit
 from orchestrator.cli.upkeep import doctor, gc, verify
@@ -63,7 +64,7 @@ def main(verbose: bool, form: logs.Format) -> None:
 
 _COMMANDS = (
     *(init, train, plan, certify, attack, submit, sweep, paper, status, reduce, report, compare, import_cohen),
-    *(gc, doctor, verify, completion),
+    *(schema, gc, doctor, verify, completion),
 )
 for _command in _COMMANDS:
     main.add_command(_command)

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from workers.columns import column
 from workers.datasets.base import DatasetError
 
 VERSION = 1
@@ -35,13 +36,13 @@ _METADATA = b"stn.index"
 #: Largest label that is taken for one.
 _LARGEST = 10_000_000
 
-_SCHEMA = pa.schema(
+SCHEMA = pa.schema(
     [
-        pa.field("name", pa.string()),
-        pa.field("label", pa.int64(), nullable=False),
-        pa.field("file", pa.string()),
-        pa.field("offset", pa.int64(), nullable=False),
-        pa.field("size", pa.int64(), nullable=False),
+        column("name", pa.string(), "what the image is called, its identity", null="of a table's row"),
+        column("label", pa.int64(), "its true class"),
+        column("file", pa.string(), "that holds it, relative to the data set", null="where it is a file of its own"),
+        column("offset", pa.int64(), "of its first byte in that file, bytes; of a table, the row's number"),
+        column("size", pa.int64(), "bytes; -1 for a link to nowhere, and for a table's row"),
     ]
 )
 
@@ -124,7 +125,7 @@ class Index:
 
     def _row(self, number: int) -> dict[str, Any]:
         if self._held is not None:
-            return {name: self._held.column(name)[number].as_py() for name in _SCHEMA.names}
+            return {name: self._held.column(name)[number].as_py() for name in SCHEMA.names}
         group, row = divmod(number, _GROUP)
         with self._lock:
             rows = self._groups.get(group)
@@ -173,7 +174,7 @@ def build(
     """
     sink, digest, top, rest = pa.BufferOutputStream(), hashlib.sha256(), -1, iter(entries)
     with pq.ParquetWriter(
-        sink, _SCHEMA, compression="zstd", use_dictionary=["label", "file"], write_page_checksum=True
+        sink, SCHEMA, compression="zstd", use_dictionary=["label", "file"], write_page_checksum=True
     ) as writer:
         while group := list(itertools.islice(rest, _GROUP)):
             for entry in group:
@@ -188,7 +189,7 @@ def build(
                 "offset": [entry.offset for entry in group],
                 "size": [entry.size for entry in group],
             }
-            writer.write_table(pa.table(columns, _SCHEMA), row_group_size=_GROUP)
+            writer.write_table(pa.table(columns, SCHEMA), row_group_size=_GROUP)
         facts = {
             "version": VERSION,
             "num_classes": max(2, top + 1, len(classes or ())),
@@ -197,5 +198,7 @@ def build(
             "source": source,
             "containers": dict(containers),
         }
-        writer.add_key_value_metadata({_METADATA.decode(): json.dumps(facts)})
+        # Under the first, its version is found where that of every other table is.
+        keys = {"stn": {"schema_version": VERSION}, _METADATA.decode(): facts}
+        writer.add_key_value_metadata({key: json.dumps(values) for key, values in keys.items()})
     return Index(sink.getvalue())
