@@ -607,11 +607,11 @@ RUNS = [
     *(
         Bad(
             f"{command} of a newer plan",
-            f"{command} run",
+            command if "run" in command else f"{command} run",
             "run/plan.json was written by a newer version (schema 2): update this installation",
             plan_says(schema_version=2),
         )
-        for command in ("status", "reduce", "report", "gc", "compare half")
+        for command in ("status", "reduce", "report", "gc", "compare run nowhere")
     ),
     Bad(
         "a schema of newer certificates",
@@ -653,9 +653,9 @@ RUNS = [
     ),
     Bad(
         "a comparison with newer curves",
-        "compare half run",
+        "compare run run2",
         "run/curves.parquet was written by a newer version (schema 3): update this installation",
-        both(table_says("run/curves.parquet", schema_version=3), copied("run", "half2")),
+        both(copied("run", "run2"), table_says("run/curves.parquet", schema_version=3)),
     ),
     Bad("a retry of what was never tried", "certify job.yaml --run new --retry-failed", "leave out --retry-failed"),
     Bad("a run elsewhere", "certify job.yaml --run ftp://host/run", "ftp:// is not supported; use s3:// or a folder"),

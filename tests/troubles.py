@@ -143,7 +143,7 @@ def table_says(name: str, **values: Any) -> Trouble:
 
     def spoil(world: World) -> None:
         table = pq.read_table(world.here / name)
-        metadata = {**json.loads(table.schema.metadata[b"stn"]), **values}
+        metadata = {**json.loads(pq.read_metadata(world.here / name).metadata[b"stn"]), **values}
         pq.write_table(table.replace_schema_metadata({b"stn": json.dumps(metadata).encode()}), world.here / name)
 
     return spoil
