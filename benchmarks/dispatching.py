@@ -8,8 +8,8 @@ from collections import deque
 from collections.abc import Iterator
 
 from benchmarks.measure import Row
-from orchestrator.dispatch import Counted, Event, Started, dispatch
-from orchestrator.policy import Policy
+from orchestrator.counting.dispatch import Counted, Event, Started, dispatch
+from orchestrator.counting.policy import Policy
 
 WORKERS = 1000
 SHARDS = 200_000

@@ -22,8 +22,8 @@ from torch import nn
 from benchmarks.dispatching import Instant
 from benchmarks.measure import Row, alone, run, single
 from benchmarks.runs import population, votes_table
-from orchestrator.certification import certify_run
-from orchestrator.crew import Crew, Device, Task
+from orchestrator.counting.certification import certify_run
+from orchestrator.counting.crew import Crew, Device, Task
 from orchestrator.on_ray import actors
 from orchestrator.spec import Resources, validate
 from stn_core.models import build_network

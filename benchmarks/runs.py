@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.measure import Row
-from orchestrator.plans import Plan
+from orchestrator.planning.plans import Plan
 from orchestrator.spec import validate
 from workers import counts_table, layout
 from workers.store import LocalStore, Store

@@ -20,9 +20,9 @@ from PIL import Image, ImageFilter
 
 from benchmarks.measure import Row, alone
 from benchmarks.runs import population, votes_table
-from orchestrator.certification import certify_run
-from orchestrator.crew import Crew, Device, Task
-from orchestrator.dispatch import Counted, Event, Started
+from orchestrator.counting.certification import certify_run
+from orchestrator.counting.crew import Crew, Device, Task
+from orchestrator.counting.dispatch import Counted, Event, Started
 from orchestrator.spec import Resources, validate
 from stn_core.models.classes import imagenet_wnids
 from workers import counts_table, layout

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         TrainingError,
         WorkersError,
     )
-    from orchestrator.packing import pack
+    from orchestrator.packing.pack import pack
     from orchestrator.spec import Spec, load_spec
     from workers.store import StoreError
 
@@ -64,7 +64,7 @@ __all__ = [
 _ELSEWHERE = {
     "Spec": "orchestrator.spec",
     "load_spec": "orchestrator.spec",
-    "pack": "orchestrator.packing",
+    "pack": "orchestrator.packing.pack",
     "StoreError": "workers.store",
     **{name: "orchestrator.errors" for name in __all__ if name.endswith("Error") and name != "StoreError"},
 }

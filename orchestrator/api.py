@@ -25,17 +25,17 @@ from workers.store import LocalStore, Store, open_store
 
 # Imported where they are needed: Ray, figures and networks take seconds, and not every function takes them.
 if TYPE_CHECKING:
-    from orchestrator.attacking import AttackedRun
-    from orchestrator.certification import Certification
-    from orchestrator.comparison import Comparison
-    from orchestrator.estimate import Forecast
-    from orchestrator.imported import Imported
+    from orchestrator.attacking.attack import AttackedRun
+    from orchestrator.attacking.under_attack import UnderAttack
+    from orchestrator.comparing.comparison import Comparison
+    from orchestrator.counting.certification import Certification
+    from orchestrator.importing.imported import Imported
     from orchestrator.on_ray.jobs import Command, Submitted
-    from orchestrator.reading import Results
-    from orchestrator.reported import ReportedRun
-    from orchestrator.standing import Status
-    from orchestrator.training import Trained
-    from orchestrator.under_attack import UnderAttack
+    from orchestrator.planning.estimate import Forecast
+    from orchestrator.reducing.reading import Results
+    from orchestrator.reducing.standing import Status
+    from orchestrator.reporting.reported import ReportedRun
+    from orchestrator.training.train import Trained
     from orchestrator.upkeep.findings import Finding
     from orchestrator.upkeep.recount import Recount
     from orchestrator.upkeep.verify import Verification
@@ -55,7 +55,7 @@ def train(spec: SpecSource) -> Trained:
         WorkersError: there is no cluster.
         StoreError: the checkpoint cannot be written.
     """
-    from orchestrator.training import train_spec
+    from orchestrator.training.train import train_spec
 
     return train_spec(load_spec(spec))
 
@@ -68,7 +68,7 @@ def plan(spec: SpecSource) -> Forecast:
         SpecError: the spec is wrong, or names what is not there or does not fit.
         WorkersError: the processes that count do not start.
     """
-    from orchestrator.estimate import forecast
+    from orchestrator.planning.estimate import forecast
 
     return forecast(load_spec(spec))
 
@@ -92,7 +92,7 @@ def certify(spec: SpecSource, *, retry_failed: bool = False) -> Certification:
         WorkersError: there is no cluster, or workers fail at everything. What was counted is kept.
         StoreError: the run cannot be written.
     """
-    from orchestrator.certification import certify_run
+    from orchestrator.counting.certification import certify_run
 
     return certify_run(load_spec(spec), retry_failed=retry_failed)
 
@@ -111,7 +111,7 @@ def attack(spec: SpecSource, *, retry_failed: bool = False) -> AttackedRun:
         SpecError, RunError, WorkersError, StoreError: as ``certify``; RunError, too, where an attack of that name was
             begun otherwise.
     """
-    from orchestrator.attacking import attack_run
+    from orchestrator.attacking.attack import attack_run
 
     return attack_run(load_spec(spec), retry_failed=retry_failed)
 
@@ -123,7 +123,7 @@ def status(run: str | Path) -> Status:
         RunError: there is no run, or it is damaged.
         StoreError: storage cannot be reached.
     """
-    from orchestrator.standing import status_of
+    from orchestrator.reducing.standing import status_of
 
     return status_of(open_store(str(run)))
 
@@ -135,7 +135,7 @@ def results(run: str | Path) -> Results:
         RunError: there is no run, or it has no certificates yet.
         StoreError: storage cannot be reached.
     """
-    from orchestrator.reading import read_results
+    from orchestrator.reducing.reading import read_results
 
     return read_results(open_store(str(run)))
 
@@ -169,10 +169,10 @@ def reduce(
         StoreError: storage cannot be reached or written.
     """
     from orchestrator.progress import meter
-    from orchestrator.reading import Results
-    from orchestrator.reduction import check_against, reduce_run
-    from orchestrator.runs import counted_shards, read_plan
-    from orchestrator.tables import View
+    from orchestrator.reducing.reading import Results
+    from orchestrator.reducing.reduction import check_against, reduce_run
+    from orchestrator.reducing.runs import counted_shards, read_plan
+    from orchestrator.reducing.tables import View
 
     store = open_store(str(run))
     planned = read_plan(store)
@@ -237,8 +237,8 @@ def report(*runs: str | Path, out: str | Path | None = None, images: bool = True
         RunError: one of them is none, is damaged, or has neither certificates nor attacks.
         StoreError: storage cannot be reached or written.
     """
-    from orchestrator.imported import load
-    from orchestrator.reporting import SPECIMEN_BYTES, publish
+    from orchestrator.importing.imported import load
+    from orchestrator.reporting.publishing import SPECIMEN_BYTES, publish
 
     if not runs:
         raise SpecError("a report needs a run: name at least one")
@@ -279,10 +279,10 @@ def compare(
         RunError: they are of different images, or have no certificates in common.
         StoreError: storage cannot be reached or written.
     """
-    from orchestrator.compare_figure import write_comparison
-    from orchestrator.comparison import Question
-    from orchestrator.comparison import compare as held_against
-    from orchestrator.entrants import load_entrants
+    from orchestrator.comparing.comparison import Question
+    from orchestrator.comparing.comparison import compare as held_against
+    from orchestrator.comparing.entrants import load_entrants
+    from orchestrator.comparing.figure import write_comparison
 
     if not 0 < level < 1:
         raise SpecError(f"level must lie inside (0, 1), got {level:g}")
@@ -336,7 +336,7 @@ def verify(run: str | Path, *, recount: int | None = None, seed: int | None = No
         StoreError: storage cannot be reached.
     """
     from orchestrator.progress import meter
-    from orchestrator.runs import read_plan
+    from orchestrator.reducing.runs import read_plan
     from orchestrator.upkeep.recount import recount as count_again
     from orchestrator.upkeep.verify import verify_run
 
@@ -386,7 +386,7 @@ def sweep(
     Raises:
         SpecError, RunError, TrainingError, WorkersError, StoreError: as ``train`` and ``certify``.
     """
-    from orchestrator.reporting import publish
+    from orchestrator.reporting.publishing import publish
     from orchestrator.sweeping import check_ready, points, train_and_certify
 
     loaded = load_spec(spec)

@@ -11,9 +11,13 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from orchestrator import epochs, imported, linear_program, robustness, tables
+from orchestrator.attacking import robustness
 from orchestrator.errors import RunError, SpecError
-from orchestrator.runs import read_plan
+from orchestrator.importing import imported
+from orchestrator.paper import linear_program
+from orchestrator.reducing import tables
+from orchestrator.reducing.runs import read_plan
+from orchestrator.training import epochs
 from stn_core.naming import one_line, pick
 from workers import attempts_table, counts_table, layout
 from workers.columns import meaning

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator import certification
+from orchestrator.counting import certification
 from orchestrator.errors import SpecError
-from orchestrator.resolve import resolve
+from orchestrator.planning.resolve import resolve
 from orchestrator.spec import Spec, validate
-from orchestrator.training import prepare, train_spec
+from orchestrator.training.train import prepare, train_spec
 from workers import layout
 from workers.images import DatasetError, open_dataset
 from workers.settings import NEEDS, Method

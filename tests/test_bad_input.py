@@ -1314,7 +1314,7 @@ def world(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr("workers.s3._ATTEMPTS", 1)
     monkeypatch.setattr("workers.s3._READ_ATTEMPTS", 1)
-    monkeypatch.setattr("orchestrator.estimate._PROBE_S", 0.01)
+    monkeypatch.setattr("orchestrator.planning.estimate._PROBE_S", 0.01)
     monkeypatch.setenv("RAY_ADDRESS", "as it was, afterwards")
     for name in (
         "RAY_ADDRESS",

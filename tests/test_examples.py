@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from orchestrator.spec import load_spec
-from orchestrator.training import decisive
+from orchestrator.training.train import decisive
 from stn_core import Gaussian, certify, count_votes
 from workers.counting import load_model
 from workers.images import ImageSet, open_dataset

@@ -11,7 +11,7 @@ import boto3
 import botocore.client
 import pytest
 
-from orchestrator.certification import certify_run
+from orchestrator.counting.certification import certify_run
 from orchestrator.spec import validate
 from tests.object_store import BUCKET, ObjectStore
 from tests.orchestrator.inline import hire_inline

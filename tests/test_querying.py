@@ -20,9 +20,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from orchestrator.reduction import reduce_run
-from orchestrator.runs import read_votes
-from orchestrator.tables import View
+from orchestrator.reducing.reduction import reduce_run
+from orchestrator.reducing.runs import read_votes
+from orchestrator.reducing.tables import View
 from tests.object_store import ObjectStore
 from tests.orchestrator.runs import MadeRun, invented, plan_of
 from workers import counts_table, layout

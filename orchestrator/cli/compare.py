@@ -72,10 +72,10 @@ def compare(
     if len(chosen) > 1:
         raise click.UsageError("--markdown, --latex, --csv and --json exclude each other: choose one")
 
-    from orchestrator import compare_formats as formats
     from orchestrator.api import compare as held_against
-    from orchestrator.compare_figure import write_comparison
-    from orchestrator.compare_text import incomplete_text
+    from orchestrator.comparing import formats
+    from orchestrator.comparing.figure import write_comparison
+    from orchestrator.comparing.text import incomplete_text
 
     comparison = held_against(
         *runs,

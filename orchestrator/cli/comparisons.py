@@ -120,11 +120,11 @@ def table1(
     \b
     Example: stn paper table1 examples/mnist.yaml --linear-program 4 --run runs/table1
     """
-    from orchestrator import linear_program
-    from orchestrator import paper as papers
+    from orchestrator.paper import certified as papers
+    from orchestrator.paper import linear_program
     from orchestrator.spec import load_spec
     from orchestrator.sweeping import Point, check_ready, train_and_certify
-    from orchestrator.training import train_spec
+    from orchestrator.training.train import train_spec
 
     loaded = load(spec, overrides, run, limit)
     jobs, target = papers.table1_jobs(loaded), loaded.store.open()
@@ -167,8 +167,8 @@ def figure1(
     \b
     Example: stn paper figure1 examples/mnist.yaml --sigma 0.5,0.7,1.0 --run runs/figure1
     """
-    from orchestrator.paper import METHODS, figure1_png
-    from orchestrator.reporting import publish
+    from orchestrator.paper.certified import METHODS, figure1_png
+    from orchestrator.reporting.publishing import publish
     from orchestrator.sweeping import check_ready, points, train_and_certify
 
     loaded = load(spec, (*overrides, "certificates=[renyi, pixeldp]"), run, limit)

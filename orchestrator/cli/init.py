@@ -18,8 +18,8 @@ from orchestrator.cli.words import DATA
 from orchestrator.errors import SpecError
 
 if TYPE_CHECKING:
-    from orchestrator.starter import Answers, Data
-    from orchestrator.surroundings import Seen
+    from orchestrator.beginning.starter import Answers, Data
+    from orchestrator.beginning.surroundings import Seen
 
 #: Where weights come from, as it is asked.
 _SOURCES = ("train", "checkpoint", "torchvision")
@@ -73,8 +73,8 @@ def init(
     \b
     Example: stn init my.yaml --data folder --path my-images --train
     """
+    from orchestrator.beginning.starter import USUAL, Answers, objection, starter_spec
     from orchestrator.spec import load_text
-    from orchestrator.starter import USUAL, Answers, objection, starter_spec
 
     if file.exists() or file.is_symlink():
         raise SpecError(f"{file} is there already: name another file, or remove it")
@@ -158,7 +158,7 @@ def _source(trained: bool, data: Data) -> str:
 
 def _looked_at(path: str, train_path: str | None) -> tuple[str, str | None, Seen | None]:
     """Where the images to certify and those to train on are, and what is known of the first; says what was found."""
-    from orchestrator.surroundings import here, look, split_folders
+    from orchestrator.beginning.surroundings import here, look, split_folders
 
     folder = here(path)
     if folder is None:
@@ -182,7 +182,7 @@ def _looked_at(path: str, train_path: str | None) -> tuple[str, str | None, Seen
 
 def _check_network(answers: Answers) -> None:
     """Raise SpecError unless there is such a network, with such weights for such classes; one's own code is not run."""
-    from orchestrator.starter import unlike
+    from orchestrator.beginning.starter import unlike
     from stn_core.models import EXPORTED, check_name, declared
 
     try:
@@ -212,8 +212,8 @@ def _write(file: Path, text: str) -> None:
 
 def _next(file: Path, answers: Answers) -> list[str]:
     """What was written, and what to do with it."""
-    from orchestrator.starter import fetching
-    from orchestrator.surroundings import here, is_folder
+    from orchestrator.beginning.starter import fetching
+    from orchestrator.beginning.surroundings import here, is_folder
 
     name, run = shlex.quote(str(file)), shlex.quote(answers.run)
     folder = here(answers.path)

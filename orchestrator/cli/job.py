@@ -119,7 +119,7 @@ def certify(
     Example: stn certify examples/demo.yaml --set noise.sigma=0.5 --run runs/sigma-0.5
     """
     from orchestrator import api
-    from orchestrator.reported import load_run
+    from orchestrator.reporting.reported import load_run
 
     if single_writer:
         overrides = (*overrides, "store.single_writer=true")

@@ -68,7 +68,7 @@ def figure3(
     \b
     Example: stn paper figure3 examples/mnist.yaml --run runs/figure3
     """
-    from orchestrator.paper_attacks import figure3_jobs
+    from orchestrator.paper.attacked import figure3_jobs
 
     loaded = load(spec, overrides, run, limit)
     return _compare(figure3_jobs(loaded, epsilon, steps), loaded.store.open(), _FIGURE_3, as_json)
@@ -94,7 +94,7 @@ def figure4(
     \b
     Example: stn paper figure4 examples/mnist.yaml --sigma 0.5,0.7,1.0 --run runs/figure4
     """
-    from orchestrator.paper_attacks import figure4_jobs
+    from orchestrator.paper.attacked import figure4_jobs
 
     loaded = load(spec, overrides, run, limit)
     return _compare(figure4_jobs(loaded, sigmas), loaded.store.open(), _FIGURE_4, as_json)
@@ -102,9 +102,9 @@ def figure4(
 
 def _compare(contenders: Sequence[Any], target: Store, figure: _Figure, as_json: bool) -> int:
     """Train all networks, attack those that are to be, write the figure and tell of it; the command's exit code."""
-    from orchestrator.masking import masking_check
-    from orchestrator.paper import rows_csv
-    from orchestrator.paper_attacks import robust_png, robust_rows
+    from orchestrator.attacking.masking import masking_check
+    from orchestrator.paper.attacked import robust_png, robust_rows
+    from orchestrator.paper.certified import rows_csv
     from orchestrator.sweeping import check_ready
 
     check_ready([one.point for one in contenders], target)
@@ -130,8 +130,8 @@ def _compare(contenders: Sequence[Any], target: Store, figure: _Figure, as_json:
 def _train_and_attack(contenders: Sequence[Any], shown: Sequence[Any]) -> list[Any]:
     """What became of the attacks on those that are shown. All are trained first: one may be what others are attacked
     by."""
-    from orchestrator.attacking import attack_run
-    from orchestrator.training import train_spec
+    from orchestrator.attacking.attack import attack_run
+    from orchestrator.training.train import train_spec
 
     for number, one in enumerate(contenders, 1):
         say(f"training {number} of {len(contenders)}: {one.point.name}")

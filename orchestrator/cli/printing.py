@@ -22,7 +22,7 @@ def _of_how_many(run: Any) -> list[str]:
 def print_curves(run: Any) -> None:
     """Certified accuracy by radius, to standard output."""
     from orchestrator.numerals import percent
-    from orchestrator.report_tables import draws_of, guarantee, radius_table, ties
+    from orchestrator.reporting.run_tables import draws_of, guarantee, radius_table, ties
 
     summary, view = run.reduced.summary, run.reduced.view
     console = _console()
@@ -41,7 +41,7 @@ def print_curves(run: Any) -> None:
 
 def print_imported(imported: Any, radii: Any) -> None:
     """Certified accuracy of an imported result at these radii, and what it does not say, to standard output."""
-    from orchestrator.imported_text import imported_facts, imported_table
+    from orchestrator.importing.text import imported_facts, imported_table
 
     console = _console()
     console.print(Text(f"certified accuracy, {imported.title}"))
@@ -68,8 +68,8 @@ def _by_radius(content: dict[str, Any]) -> Table:
 
 def print_best(runs: Any) -> None:
     """Certified accuracy of several runs by radius, and the best, to standard output."""
-    from orchestrator.envelope import envelopes
-    from orchestrator.report_tables import best_table, radius_table
+    from orchestrator.reporting.envelope import envelopes
+    from orchestrator.reporting.run_tables import best_table, radius_table
 
     console = _console()
     found = {best.line: best for best in envelopes(runs)}
@@ -94,7 +94,7 @@ def print_best(runs: Any) -> None:
 
 def print_comparison(comparison: Any, console: Console | None = None) -> None:
     """Runs beside the first of them, to standard output; readable in 80 columns."""
-    from orchestrator import compare_text as text
+    from orchestrator.comparing import text
 
     console = console or _console()
     for sentence in text.incomplete_text(comparison):
@@ -128,7 +128,7 @@ def _print_narrow(console: Console, content: Any) -> None:
 
 def print_attacks(attacked: Any, sandwiches: Any, check: Any) -> None:
     """Robust accuracy by size, what attacks made of the certificates, and the masking check, to standard output."""
-    from orchestrator.attack_text import attack_tables, explained, masking_table, masking_text, sandwich_text, title
+    from orchestrator.attacking.text import attack_tables, explained, masking_table, masking_text, sandwich_text, title
 
     console = _console()
     console.print(Text(title(attacked), style="" if attacked.complete else "red"))
@@ -159,9 +159,9 @@ def print_attacks(attacked: Any, sandwiches: Any, check: Any) -> None:
 
 def print_robust(rows: Any, checks: Any) -> None:
     """A figure's robust accuracy by size of attack, and each network's masking check, to standard output."""
-    from orchestrator.attack_text import masking_text
+    from orchestrator.attacking.text import masking_text
     from orchestrator.numerals import NORMS, percent, percent_up, radius_text
-    from orchestrator.paper_attacks import curves_of
+    from orchestrator.paper.attacked import curves_of
 
     console = _console()
     for norm in (norm for norm in NORMS if any(row.norm == norm for row in rows)):
@@ -189,9 +189,9 @@ def print_robust(rows: Any, checks: Any) -> None:
 
 def print_table1(rows: Any, spec: Any) -> None:
     """Table 1 to standard output."""
-    from orchestrator.literature import PAPER_DRAWS
     from orchestrator.numerals import percent
-    from orchestrator.paper import largest_radius
+    from orchestrator.paper.certified import largest_radius
+    from orchestrator.reporting.literature import PAPER_DRAWS
 
     table = Table()
     for name in ("method", "source", "certificate"):

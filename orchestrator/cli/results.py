@@ -124,7 +124,7 @@ def reduce(
     Example: stn reduce runs/demo --certificate renyi --protocol paper --protocol split --alpha 0.01
     """
     from orchestrator import api
-    from orchestrator.reported import load_run
+    from orchestrator.reporting.reported import load_run
 
     result = api.reduce(
         run,
@@ -160,8 +160,8 @@ def report(runs: tuple[str, ...], out: Path | None, no_images: bool, as_json: bo
     Example: stn report runs/demo runs/sigma-0.5 --out comparison
     """
     from orchestrator import api
-    from orchestrator.imported import curve, radii_beside
-    from orchestrator.report_tables import shown_radii
+    from orchestrator.importing.imported import curve, radii_beside
+    from orchestrator.reporting.run_tables import shown_radii
 
     shown = api.report(*runs, out=out, images=not no_images)
     radii = shown_radii(shown.runs)
@@ -235,8 +235,8 @@ def import_cohen(
     \b
     Example: stn import-cohen sigma_0.50 --out imports/cohen-0.5 --sigma 0.5 --name "Cohen et al., sigma 0.5"
     """
-    from orchestrator.cohen_log import read_logs
-    from orchestrator.imported import Declared, curve, import_log, keep, radii_beside
+    from orchestrator.importing.cohen_log import read_logs
+    from orchestrator.importing.imported import Declared, curve, import_log, keep, radii_beside
     from workers import layout
 
     store = open_store(out)

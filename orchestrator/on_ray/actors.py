@@ -11,8 +11,8 @@ from typing import Any
 import ray
 import ray.exceptions
 
-from orchestrator.crew import Crew, Device, Job, Task
-from orchestrator.dispatch import Counted, Died, Event, Failed, Room, Started
+from orchestrator.counting.crew import Crew, Device, Job, Task
+from orchestrator.counting.dispatch import Counted, Died, Event, Failed, Room, Started
 from orchestrator.errors import SpecError, WorkersError
 from orchestrator.on_ray.cluster import ALLOCATOR, Capacity, cluster, last_line, plain, sizes_of
 from orchestrator.on_ray.metrics import Metrics

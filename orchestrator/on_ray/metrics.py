@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from ray.util.metrics import Counter, Gauge
 
-from orchestrator.dispatch import Counted, Died, Failed, GivenBack, GivenUp, News, Stalled, Started
-from orchestrator.policy import Facts
+from orchestrator.counting.dispatch import Counted, Died, Failed, GivenBack, GivenUp, News, Stalled, Started
+from orchestrator.counting.policy import Facts
 from workers import retries
 
 #: Counters, each of one driver since it began.

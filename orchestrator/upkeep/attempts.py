@@ -5,9 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from orchestrator.errors import RunError
-from orchestrator.plans import Plan
-from orchestrator.robustness import (
+from orchestrator.attacking.robustness import (
     Attacked,
     Description,
     attempted,
@@ -16,6 +14,8 @@ from orchestrator.robustness import (
     published_attacks,
     read_attempts,
 )
+from orchestrator.errors import RunError
+from orchestrator.planning.plans import Plan
 from orchestrator.upkeep.findings import Findings, Observe
 from workers import counts_table, layout
 from workers.store import Store

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from orchestrator.errors import RunError
-from orchestrator.plans import Plan
-from orchestrator.runs import read_plan
-from orchestrator.tables import published
+from orchestrator.planning.plans import Plan
+from orchestrator.reducing.runs import read_plan
+from orchestrator.reducing.tables import published
 from workers import layout
 from workers.store import Store, StoredObject, Unfinished
 

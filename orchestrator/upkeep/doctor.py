@@ -12,9 +12,9 @@ from pathlib import Path
 
 from orchestrator.address import silent
 from orchestrator.errors import RunError, SpecError, WorkersError
-from orchestrator.plans import Plan, difference
-from orchestrator.resolve import resolve
-from orchestrator.runs import check_no_import, counted_shards, read_plan
+from orchestrator.planning.plans import Plan, difference
+from orchestrator.planning.resolve import resolve
+from orchestrator.reducing.runs import check_no_import, counted_shards, read_plan
 from orchestrator.spec import Spec
 from orchestrator.upkeep import machine
 from orchestrator.upkeep.machine import Machine, describe

@@ -64,7 +64,7 @@ def _version(package: str) -> str | None:
 
 def _code() -> str | None:
     try:
-        from orchestrator.resolve import code_sha256
+        from orchestrator.planning.resolve import code_sha256
 
         return code_sha256()
     except Exception:  # whatever lies there under that name

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from orchestrator.errors import RunError, SpecError
-from orchestrator.plans import Plan
-from orchestrator.resolve import resolve
-from orchestrator.runs import CountRows, counted_shards, read_shard
+from orchestrator.planning.plans import Plan
+from orchestrator.planning.resolve import resolve
+from orchestrator.reducing.runs import CountRows, counted_shards, read_shard
 from orchestrator.upkeep.findings import Finding, Findings, Observe, unobserved
 from stn_core.naming import one_line
 from workers import layout

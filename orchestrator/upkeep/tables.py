@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from orchestrator.errors import RunError, SpecError
-from orchestrator.plans import Plan
-from orchestrator.reduction import check_against
-from orchestrator.tables import (
+from orchestrator.planning.plans import Plan
+from orchestrator.reducing.reduction import check_against
+from orchestrator.reducing.tables import (
     CERTIFICATES_SCHEMA,
     CURVES_SCHEMA,
     METADATA_KEY,

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from orchestrator.errors import RunError
-from orchestrator.runs import read_plan
+from orchestrator.reducing.runs import read_plan
 from orchestrator.upkeep.attempts import check_attempts
 from orchestrator.upkeep.findings import Finding, Findings, Observe, unobserved
 from orchestrator.upkeep.tables import Audit, open_published

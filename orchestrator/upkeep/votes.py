@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from orchestrator.errors import RunError
-from orchestrator.plans import Plan
-from orchestrator.runs import CountRows, read_shard
+from orchestrator.planning.plans import Plan
+from orchestrator.reducing.runs import CountRows, read_shard
 from orchestrator.upkeep.findings import Finding, Findings, Kind
 from stn_core import audit
 from stn_core.confidence import PROTOCOLS

@@ -17,13 +17,13 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page
 
-from orchestrator.cohen_log import read_logs
-from orchestrator.imported import Declared, import_log
+from orchestrator.importing.cohen_log import read_logs
+from orchestrator.importing.imported import Declared, import_log
 from orchestrator.numerals import percent, percent_up
-from orchestrator.reduction import reduce_run
-from orchestrator.reported import load_run
-from orchestrator.reporting import publish
-from orchestrator.tables import View
+from orchestrator.reducing.reduction import reduce_run
+from orchestrator.reducing.tables import View
+from orchestrator.reporting.publishing import publish
+from orchestrator.reporting.reported import load_run
 from tests.orchestrator.conftest import few_digits as few_digits
 from tests.orchestrator.conftest import made as made
 from tests.orchestrator.runs import MadeRun, invented, plan_of

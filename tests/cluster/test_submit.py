@@ -20,8 +20,8 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from orchestrator.certification import certify_run
 from orchestrator.cli import main
+from orchestrator.counting.certification import certify_run
 from orchestrator.on_ray.jobs import Jobs, job_of
 from orchestrator.spec import load_spec
 from tests.cluster.head import Head, ray_head

@@ -16,7 +16,7 @@ from typing import Any
 
 import botocore.client
 
-from orchestrator.certification import certify_run
+from orchestrator.counting.certification import certify_run
 from orchestrator.spec import validate
 from tests.orchestrator.inline import hire_inline
 from workers.store import LocalStore, StoredObject

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from orchestrator.crew import Crew, Device, Job, Task
-from orchestrator.dispatch import Counted, Event, Failed, Started
+from orchestrator.counting.crew import Crew, Device, Job, Task
+from orchestrator.counting.dispatch import Counted, Event, Failed, Started
 from orchestrator.on_ray.cluster import Capacity
 from orchestrator.spec import Resources
 from workers.attacking import AttackJob

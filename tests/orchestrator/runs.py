@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from orchestrator.plans import Plan
-from orchestrator.resolve import resolve
+from orchestrator.planning.plans import Plan
+from orchestrator.planning.resolve import resolve
 from orchestrator.spec import validate
 from workers import counts_table, layout
 from workers.counting import count_images, read_images

@@ -14,15 +14,15 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from orchestrator.certification import Certification, certify_run
 from orchestrator.cli import main
+from orchestrator.counting.certification import Certification, certify_run
 from orchestrator.errors import RunError, SpecError
-from orchestrator.reduction import reduce_run
-from orchestrator.reported import load_run
-from orchestrator.runs import read_plan
+from orchestrator.reducing.reduction import reduce_run
+from orchestrator.reducing.runs import read_plan
+from orchestrator.reducing.standing import status_of
+from orchestrator.reducing.tables import View
+from orchestrator.reporting.reported import load_run
 from orchestrator.spec import validate
-from orchestrator.standing import status_of
-from orchestrator.tables import View
 from orchestrator.upkeep.recount import recount
 from orchestrator.upkeep.verify import verify_run
 from tests.orchestrator.inline import hire_failing, hire_inline
@@ -460,7 +460,7 @@ def test_a_finished_run_stays_finished_whatever_a_later_version_would_ask(
         def more(self, looks: Any) -> np.ndarray:
             return np.full(len(looks.candidate), 5)
 
-    monkeypatch.setattr("orchestrator.plans.Together", lambda rules: Greedy())
+    monkeypatch.setattr("orchestrator.planning.plans.Together", lambda rules: Greedy())
     plan = read_plan(copied)
     assert status_of(copied).complete
     assert reduce_run(copied, plan, View.of(plan.asked)).summary.complete

@@ -24,9 +24,9 @@ from click.testing import CliRunner
 import orchestrator
 import stn_core
 from orchestrator import api
-from orchestrator.attacking import attack_run
-from orchestrator.certification import certify_run
+from orchestrator.attacking.attack import attack_run
 from orchestrator.cli import main
+from orchestrator.counting.certification import certify_run
 from orchestrator.errors import RunError, SpecError, StnError
 from orchestrator.on_ray.cluster import Capacity, cluster
 from tests.networks import tiny
@@ -46,10 +46,12 @@ NO_FUNCTIONS = {"paper", "import-cohen", "gc", "doctor"}
 @pytest.fixture
 def _inline(monkeypatch: pytest.MonkeyPatch) -> None:
     """Work is done in this process, without Ray."""
-    monkeypatch.setattr("orchestrator.certification.certify_run", functools.partial(certify_run, hire=hire_inline))
-    monkeypatch.setattr("orchestrator.attacking.attack_run", functools.partial(attack_run, hire=hire_inline))
-    monkeypatch.setattr("orchestrator.training.fit", fit_inline)
-    monkeypatch.setattr("orchestrator.training.cluster", no_cluster)
+    monkeypatch.setattr(
+        "orchestrator.counting.certification.certify_run", functools.partial(certify_run, hire=hire_inline)
+    )
+    monkeypatch.setattr("orchestrator.attacking.attack.attack_run", functools.partial(attack_run, hire=hire_inline))
+    monkeypatch.setattr("orchestrator.training.train.fit", fit_inline)
+    monkeypatch.setattr("orchestrator.training.train.cluster", no_cluster)
 
 
 @pytest.fixture
@@ -207,7 +209,9 @@ def test_an_incomplete_run_says_so_and_is_no_error(
     content: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("orchestrator.certification.certify_run", functools.partial(certify_run, hire=hire_failing))
+    monkeypatch.setattr(
+        "orchestrator.counting.certification.certify_run", functools.partial(certify_run, hire=hire_failing)
+    )
     result = orchestrator.certify({**content, "resources": {"shard_size": 8, "max_attempts": 1}})
     assert (result.complete, result.given_up) == (False, {1: "a disk on fire"})
     assert len(result.certificates) == 12 * 4
@@ -272,7 +276,7 @@ def test_plan_tells_what_the_command_does(
     content: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("orchestrator.estimate.run_probes", lambda probe, processes: (2.0, 0.25))
+    monkeypatch.setattr("orchestrator.planning.estimate.run_probes", lambda probe, processes: (2.0, 0.25))
     found = orchestrator.plan(content)
     assert (found.images, found.shards, found.forward_passes) == (20, 3, 1600)
     assert found.estimated_seconds == pytest.approx(

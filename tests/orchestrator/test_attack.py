@@ -16,15 +16,15 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-import orchestrator.attacking as attack_module
-from orchestrator.attack_text import title
-from orchestrator.attacking import attack_run
-from orchestrator.certification import certify_run
+import orchestrator.attacking.attack as attack_module
+from orchestrator.attacking.attack import attack_run
+from orchestrator.attacking.robustness import published_attacks
+from orchestrator.attacking.text import title
 from orchestrator.cli import main
-from orchestrator.crew import Crew, Device, Job, Task
+from orchestrator.counting.certification import certify_run
+from orchestrator.counting.crew import Crew, Device, Job, Task
 from orchestrator.errors import RunError, SpecError
 from orchestrator.on_ray.jobs import job_of
-from orchestrator.robustness import published_attacks
 from orchestrator.spec import Resources, Spec, validate
 from tests.orchestrator.inline import InlinePool, actor_of, hire_failing, hire_inline
 from tests.orchestrator.runs import digits_spec
@@ -304,7 +304,7 @@ def test_the_command_shows_curves_sandwich_and_masking(tmp_path: Path, monkeypat
 
 
 def test_the_command_exits_with_4_where_an_attack_contradicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import orchestrator.sandwich as sandwich_module
+    import orchestrator.attacking.sandwich as sandwich_module
 
     strong = {"pgd": {**PGD, "sizes": [3.0, 6.0], "steps": 10, "draws": 8}}
     path = written(tmp_path, attacks=strong)

@@ -19,24 +19,24 @@ from markupsafe import escape
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from orchestrator.attack_figures import attacks_figure
-from orchestrator.attack_text import sandwich_text
-from orchestrator.attacking import attack_run
+from orchestrator.attacking.attack import attack_run
+from orchestrator.attacking.figures import attacks_figure
+from orchestrator.attacking.gallery import Exhibit, difference_png, image_png
+from orchestrator.attacking.robustness import reduce_attacks
+from orchestrator.attacking.sandwich import sandwich
+from orchestrator.attacking.text import sandwich_text
+from orchestrator.attacking.under_attack import UnderAttack, load_attacks
 from orchestrator.cli import main
 from orchestrator.errors import RunError
-from orchestrator.gallery import Exhibit, difference_png, image_png
 from orchestrator.numerals import percent, percent_up
-from orchestrator.page.figures import Curves
-from orchestrator.reduction import reduce_run
-from orchestrator.reported import load_run
-from orchestrator.reporting import Published, publish, report_html
-from orchestrator.robustness import reduce_attacks
-from orchestrator.runs import read_plan
-from orchestrator.sandwich import sandwich
+from orchestrator.reducing.reduction import reduce_run
+from orchestrator.reducing.runs import read_plan
+from orchestrator.reducing.tables import View, read_certificates
+from orchestrator.reporting.page.figures import Curves
+from orchestrator.reporting.publishing import Published, publish, report_html
+from orchestrator.reporting.reported import load_run
+from orchestrator.reporting.steps import Steps
 from orchestrator.spec import validate
-from orchestrator.steps import Steps
-from orchestrator.tables import View, read_certificates
-from orchestrator.under_attack import UnderAttack, load_attacks
 from tests.orchestrator.inline import hire_inline
 from tests.orchestrator.runs import MadeRun, mnist_spec
 from workers import attempts_table, layout

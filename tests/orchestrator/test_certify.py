@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.certification import Certification, certify_run
+from orchestrator.counting.certification import Certification, certify_run
+from orchestrator.reducing.standing import status_of
 from orchestrator.spec import validate
-from orchestrator.standing import status_of
 from tests.orchestrator.inline import hire_failing, hire_inline
 from tests.orchestrator.runs import digits_spec
 from tests.workers.samples import encoded, noise_image
@@ -129,7 +129,7 @@ def test_retried_votes_are_seen_though_the_driver_died_before_it_published_them(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("orchestrator.certification.reduce_run", die)
+        patch.setattr("orchestrator.counting.certification.reduce_run", die)
         with pytest.raises(KeyboardInterrupt):
             certify(spec, retry_failed=True)
     assert certify(spec).complete

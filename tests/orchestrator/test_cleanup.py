@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from orchestrator.cli import main
 from orchestrator.errors import RunError
-from orchestrator.reduction import reduce_run
-from orchestrator.tables import View
+from orchestrator.reducing.reduction import reduce_run
+from orchestrator.reducing.tables import View
 from orchestrator.upkeep.cleanup import DRIVER_GONE_S, YOUNG_S, Leftover, delete_leftovers, find_leftovers, leftovers
 from tests.object_store import BUCKET, ObjectStore
 from tests.orchestrator.runs import MadeRun, plan_of

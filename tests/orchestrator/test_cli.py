@@ -106,13 +106,13 @@ def test_the_version_is_told() -> None:
 @pytest.fixture
 def _no_probes(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if processes had been started and had measured; a little is counted in this process all the same."""
-    monkeypatch.setattr("orchestrator.estimate.run_probes", lambda probe, processes: (2.0, 0.25))
+    monkeypatch.setattr("orchestrator.planning.estimate.run_probes", lambda probe, processes: (2.0, 0.25))
 
 
 def test_plan_says_what_would_be_done_and_writes_nothing(
     spec: Path, made: MadeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.estimate._PROBE_S", 0.01)
+    monkeypatch.setattr("orchestrator.planning.estimate._PROBE_S", 0.01)
     before = files(tmp_path)
     result = stn("plan", spec, "--json")
     assert (result.exit_code, result.stderr) == (0, "")

@@ -18,18 +18,18 @@ from rich.console import Console
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from orchestrator.certification import certify_run
 from orchestrator.cli import main
 from orchestrator.cli.printing import print_comparison
-from orchestrator.compare_figure import drawable, figure_png
-from orchestrator.compare_formats import latex, markdown
-from orchestrator.comparison import Comparison, Question, compare
-from orchestrator.entrants import distinct_names, load_entrants
-from orchestrator.envelope import envelopes
+from orchestrator.comparing.comparison import Comparison, Question, compare
+from orchestrator.comparing.entrants import distinct_names, load_entrants
+from orchestrator.comparing.figure import drawable, figure_png
+from orchestrator.comparing.formats import latex, markdown
+from orchestrator.counting.certification import certify_run
 from orchestrator.numerals import p_text, points, points_between
-from orchestrator.reduction import reduce_run
+from orchestrator.reducing.reduction import reduce_run
+from orchestrator.reducing.tables import View
+from orchestrator.reporting.envelope import envelopes
 from orchestrator.spec import validate
-from orchestrator.tables import View
 from stn_core import difference_interval
 from tests.object_store import BUCKET, ObjectStore
 from tests.orchestrator.inline import hire_inline

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from orchestrator.dispatch import (
+from orchestrator.counting.dispatch import (
     Counted,
     Died,
     Event,
@@ -19,8 +19,8 @@ from orchestrator.dispatch import (
     Started,
     dispatch,
 )
+from orchestrator.counting.policy import Facts, Policy
 from orchestrator.errors import WorkersError
-from orchestrator.policy import Facts, Policy
 
 #: What becomes of a shard that a worker begins: (shard, how often it was begun before) to "count", "fail" or "die".
 Fate = Callable[[int, int], str]

@@ -26,9 +26,9 @@ from orchestrator.cli import main
 from orchestrator.errors import WorkersError
 from orchestrator.on_ray import cluster
 from orchestrator.on_ray.cluster import Answer
-from orchestrator.reduction import reduce_run
-from orchestrator.resolve import code_sha256
-from orchestrator.tables import View
+from orchestrator.planning.resolve import code_sha256
+from orchestrator.reducing.reduction import reduce_run
+from orchestrator.reducing.tables import View
 from orchestrator.upkeep import doctor
 from orchestrator.upkeep.doctor import (
     Finding,

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from orchestrator.envelope import Envelope, envelopes
 from orchestrator.numerals import percent
-from orchestrator.reduction import reduce_run
-from orchestrator.report_tables import best_table
-from orchestrator.reported import ReportedRun, load_run
-from orchestrator.reporting import report_html
-from orchestrator.tables import Line, View
+from orchestrator.reducing.reduction import reduce_run
+from orchestrator.reducing.tables import Line, View
+from orchestrator.reporting.envelope import Envelope, envelopes
+from orchestrator.reporting.publishing import report_html
+from orchestrator.reporting.reported import ReportedRun, load_run
+from orchestrator.reporting.run_tables import best_table
 from stn_core import truly_certified
 from tests.orchestrator.runs import MadeRun, invented, plan_of
 

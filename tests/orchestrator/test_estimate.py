@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import WorkersError
-from orchestrator.estimate import Cost, extrapolated, run_probes
-from orchestrator.plans import Plan
+from orchestrator.planning.estimate import Cost, extrapolated, run_probes
+from orchestrator.planning.plans import Plan
 from orchestrator.spec import validate
 from tests.orchestrator.runs import MadeRun
 from workers.probe import Probe

@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 from orchestrator.cli import main
-from orchestrator.cohen_log import Certificate, Log, read_logs
-from orchestrator.drawing import figure_png
 from orchestrator.errors import LogError, RunError
-from orchestrator.imported import Declared, Imported, certified, curve, import_log, keep, load, radii_beside
-from orchestrator.imported_text import imported_facts, imported_table
-from orchestrator.reduction import reduce_run
-from orchestrator.reporting import report_html
-from orchestrator.tables import CERTIFICATES_SCHEMA, View
+from orchestrator.importing.cohen_log import Certificate, Log, read_logs
+from orchestrator.importing.imported import Declared, Imported, certified, curve, import_log, keep, load, radii_beside
+from orchestrator.importing.text import imported_facts, imported_table
+from orchestrator.reducing.reduction import reduce_run
+from orchestrator.reducing.tables import CERTIFICATES_SCHEMA, View
+from orchestrator.reporting.drawing import figure_png
+from orchestrator.reporting.publishing import report_html
 from tests.orchestrator.runs import MadeRun
 from workers import layout
 from workers.store import LocalStore

@@ -18,13 +18,13 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator import starter
-from orchestrator.certification import Certification, certify_run
+from orchestrator.beginning import starter
+from orchestrator.beginning.starter import Answers, Data, fetching, largest_radius, objection, starter_spec
+from orchestrator.beginning.surroundings import Seen, look, split_folders
 from orchestrator.cli import main, words
+from orchestrator.counting.certification import Certification, certify_run
 from orchestrator.spec import load_spec, load_text
-from orchestrator.starter import Answers, Data, fetching, largest_radius, objection, starter_spec
-from orchestrator.surroundings import Seen, look, split_folders
-from orchestrator.training import prepare, train_model
+from orchestrator.training.train import prepare, train_model
 from stn_core import Gaussian, certify
 from tests.orchestrator.inline import fit_inline, hire_inline, no_cluster
 from tests.workers.samples import encoded, noise_image, write_folder
@@ -336,8 +336,8 @@ def test_what_cannot_be_meant_is_told_in_one_line_and_nothing_is_written(argumen
 
 def run(path: str, *changes: str, monkeypatch: pytest.MonkeyPatch) -> Certification:
     """Train, where the spec says so, and certify, in this process."""
-    monkeypatch.setattr("orchestrator.training.fit", fit_inline)
-    monkeypatch.setattr("orchestrator.training.cluster", no_cluster)
+    monkeypatch.setattr("orchestrator.training.train.fit", fit_inline)
+    monkeypatch.setattr("orchestrator.training.train.cluster", no_cluster)
     spec = load_spec(Path(path), changes)
     if spec.training is not None:
         train_model(prepare(spec), observe=lambda epoch: None, warn=lambda text: None)

@@ -17,9 +17,9 @@ from click.testing import CliRunner, Result
 
 from orchestrator import logs
 from orchestrator.cli import main
-from orchestrator.dispatch import Died, Started
-from orchestrator.policy import Facts
-from orchestrator.telling import described
+from orchestrator.counting.dispatch import Died, Started
+from orchestrator.counting.policy import Facts
+from orchestrator.counting.telling import described
 from tests.orchestrator.inline import hire_failing
 from tests.orchestrator.runs import digits_spec
 
@@ -57,7 +57,7 @@ def test_a_shard_that_fails_is_logged_with_each_attempt(tmp_path: Path, monkeypa
     spec = digits_spec(store={"run": run}, resources={"shard_size": 8})
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(spec))
     monkeypatch.setattr(
-        "orchestrator.certification.certify_run.__kwdefaults__", {"retry_failed": False, "hire": hire_failing}
+        "orchestrator.counting.certification.certify_run.__kwdefaults__", {"retry_failed": False, "hire": hire_failing}
     )
     result = stn("--log-format", "json", "certify", "job.yaml")
     assert result.exit_code == 3, result.output

@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 from orchestrator import PackError, SpecError, load_spec, pack
-from orchestrator.certification import certify_run
+from orchestrator.counting.certification import certify_run
 from stn_core import Gaussian, Normalized, count_votes
 from tests.networks import tiny, tiny_rgb
 from tests.object_store import BUCKET, ObjectStore
@@ -381,7 +381,7 @@ def test_no_part_of_the_users_files_is_in_what_is_written(packed: Path) -> None:
 def test_parts_hold_the_images_in_order_and_an_interrupted_call_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.packed_images._PART_BYTES", 2 * 28 * 28)
+    monkeypatch.setattr("orchestrator.packing.images._PART_BYTES", 2 * 28 * 28)
 
     class Interrupted(list[Any]):
         def __getitem__(self, number: Any) -> Any:

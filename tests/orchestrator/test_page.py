@@ -19,18 +19,18 @@ import yaml
 from click.testing import CliRunner, Result
 
 from orchestrator.cli import main
-from orchestrator.literature import data_set, literature
-from orchestrator.page.bars import draws_figure, radius_figure
-from orchestrator.page.breakdown import few
-from orchestrator.page.details import Details, class_tables, draws_text, load_details, section
-from orchestrator.page.figures import Curves
-from orchestrator.page.reproduce import recipe
-from orchestrator.reduction import reduce_run
-from orchestrator.reported import load_run
-from orchestrator.reporting import publish
+from orchestrator.reducing.reduction import reduce_run
+from orchestrator.reducing.tables import View
+from orchestrator.reporting.literature import data_set, literature
+from orchestrator.reporting.page.bars import draws_figure, radius_figure
+from orchestrator.reporting.page.breakdown import few
+from orchestrator.reporting.page.details import Details, class_tables, draws_text, load_details, section
+from orchestrator.reporting.page.figures import Curves
+from orchestrator.reporting.page.reproduce import recipe
+from orchestrator.reporting.publishing import publish
+from orchestrator.reporting.reported import load_run
+from orchestrator.reporting.steps import Steps, thinned
 from orchestrator.spec import validate
-from orchestrator.steps import Steps, thinned
-from orchestrator.tables import View
 from tests.orchestrator.runs import MadeRun, invented, plan_of
 from workers.store import LocalStore
 

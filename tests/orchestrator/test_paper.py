@@ -16,12 +16,12 @@ import torch
 import yaml
 from click.testing import CliRunner, Result
 
-from orchestrator.certification import certify_run
 from orchestrator.cli import main
+from orchestrator.counting.certification import certify_run
 from orchestrator.errors import SpecError
 from orchestrator.numerals import percent
-from orchestrator.paper import TABLE_1, table1, table1_jobs
-from orchestrator.runs import read_plan, read_votes
+from orchestrator.paper.certified import TABLE_1, table1, table1_jobs
+from orchestrator.reducing.runs import read_plan, read_votes
 from orchestrator.spec import Spec, validate
 from stn_core.certificates import CERTIFICATES
 from stn_core.dual import margins
@@ -59,9 +59,11 @@ def _inline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     networks = dict.fromkeys(("mnist", "mnist_shallow"), lambda classes: tiny())
     monkeypatch.setattr("stn_core.models.loading._OWN", networks)
-    monkeypatch.setattr("orchestrator.training.fit", fit_inline)
-    monkeypatch.setattr("orchestrator.training.cluster", no_cluster)
-    monkeypatch.setattr("orchestrator.certification.certify_run", functools.partial(certify_run, hire=hire_inline))
+    monkeypatch.setattr("orchestrator.training.train.fit", fit_inline)
+    monkeypatch.setattr("orchestrator.training.train.cluster", no_cluster)
+    monkeypatch.setattr(
+        "orchestrator.counting.certification.certify_run", functools.partial(certify_run, hire=hire_inline)
+    )
 
 
 def spec(content: dict[str, Any], **sections: Any) -> Spec:

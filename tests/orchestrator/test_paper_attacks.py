@@ -15,12 +15,12 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from orchestrator.attacking import attack_run
+from orchestrator.attacking.attack import attack_run
 from orchestrator.cli import main
-from orchestrator.crew import Crew, Device, Task
-from orchestrator.dispatch import Event, Failed
+from orchestrator.counting.crew import Crew, Device, Task
+from orchestrator.counting.dispatch import Event, Failed
 from orchestrator.errors import SpecError
-from orchestrator.paper_attacks import KNOWN, Robust, curves_of, figure3_jobs, figure4_jobs
+from orchestrator.paper.attacked import KNOWN, Robust, curves_of, figure3_jobs, figure4_jobs
 from orchestrator.spec import Resources, Spec, validate
 from stn_core.attacks import Target
 from tests.orchestrator.inline import InlinePool, fit_inline, no_cluster
@@ -250,9 +250,9 @@ def done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
             kept.append(f"attack {Path(job.store.run).name}")
         return found
 
-    monkeypatch.setattr("orchestrator.training.fit", fit)
-    monkeypatch.setattr("orchestrator.training.cluster", no_cluster)
-    monkeypatch.setattr("orchestrator.attacking.attack_run", attack)
+    monkeypatch.setattr("orchestrator.training.train.fit", fit)
+    monkeypatch.setattr("orchestrator.training.train.cluster", no_cluster)
+    monkeypatch.setattr("orchestrator.attacking.attack.attack_run", attack)
     return kept
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import RunError
-from orchestrator.plans import SCHEMA_VERSION, Plan, difference
+from orchestrator.planning.plans import SCHEMA_VERSION, Plan, difference
 from orchestrator.spec import Spec, validate
 from tests.orchestrator.runs import NOISES, digits_spec
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.dispatch import (
+from orchestrator.counting.dispatch import (
     Counted,
     Died,
     Event,
@@ -24,8 +24,17 @@ from orchestrator.dispatch import (
     Started,
     dispatch,
 )
+from orchestrator.counting.policy import (
+    Facts,
+    Policy,
+    assignments,
+    hopeless,
+    second_runs,
+    stalled,
+    surplus,
+    workers_missing,
+)
 from orchestrator.errors import WorkersError
-from orchestrator.policy import Facts, Policy, assignments, hopeless, second_runs, stalled, surplus, workers_missing
 
 
 def ok(worker: int, shard: int, passes: int = 1) -> Counted:

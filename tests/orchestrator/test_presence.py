@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.presence import Presence, announced
+from orchestrator.counting.presence import Presence, announced
 from workers import layout
 from workers.store import LocalStore, StoreError
 

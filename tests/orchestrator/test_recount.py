@@ -11,9 +11,9 @@ import pyarrow as pa
 import pytest
 import torch
 
+from orchestrator.planning.resolve import resolve
 from orchestrator.progress import Meter
-from orchestrator.resolve import resolve
-from orchestrator.runs import CountRows
+from orchestrator.reducing.runs import CountRows
 from orchestrator.spec import validate
 from orchestrator.upkeep.recount import differences, recount
 from tests.orchestrator.runs import NOISES, MadeRun, mnist_spec

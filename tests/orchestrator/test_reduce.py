@@ -13,11 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from orchestrator.errors import RunError, SpecError
-from orchestrator.plans import Plan
-from orchestrator.reduction import check_against, reduce_run
-from orchestrator.reported import load_run
-from orchestrator.runs import counted_shards, read_plan, read_shard, read_votes
-from orchestrator.tables import (
+from orchestrator.planning.plans import Plan
+from orchestrator.reducing.reduction import check_against, reduce_run
+from orchestrator.reducing.runs import counted_shards, read_plan, read_shard, read_votes
+from orchestrator.reducing.tables import (
     CERTIFICATES_SCHEMA,
     CURVES_SCHEMA,
     SCHEMA_VERSION,
@@ -26,6 +25,7 @@ from orchestrator.tables import (
     published,
     read_certificates,
 )
+from orchestrator.reporting.reported import load_run
 from stn_core import CERTIFICATES, certify, interval_variates, population_interval, truly_certified
 from tests.orchestrator.runs import NOISES, MadeRun, invented, plan_of, sharded
 from workers import counts_table, layout
@@ -456,7 +456,7 @@ def test_neither_shard_size_nor_memory_changes_a_table(
     whole = invented(sharded(plan, 25), sure=0.2, failed=[0, 7, 8, 59])
     other = invented(sharded(plan, shard_size), sure=0.2, failed=[0, 7, 8, 59])
     expected = reduce_run(whole.write(tmp_path / "whole"), whole.plan, view)
-    monkeypatch.setattr("orchestrator.runs._DENSE_COUNTS", dense)
+    monkeypatch.setattr("orchestrator.reducing.runs._DENSE_COUNTS", dense)
     found = reduce_run(other.write(tmp_path / "other"), other.plan, view)
     assert found.summary == expected.summary
     assert (found.summary.failed, found.summary.ties > 0, found.summary.invalid_votes > 0) == (4, True, True)
@@ -470,8 +470,8 @@ def test_neither_shard_size_nor_memory_changes_a_table(
 def test_votes_are_read_in_parts_that_fit_in_memory_and_in_order(
     of_a_part: MadeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dense: int, rows: int
 ) -> None:
-    monkeypatch.setattr("orchestrator.runs._DENSE_COUNTS", dense)
-    monkeypatch.setattr("orchestrator.runs._DENSE_ROWS", rows)
+    monkeypatch.setattr("orchestrator.reducing.runs._DENSE_COUNTS", dense)
+    monkeypatch.setattr("orchestrator.reducing.runs._DENSE_ROWS", rows)
     told: list[int] = []
     parts = list(read_votes(of_a_part.write(tmp_path), of_a_part.plan, [0, 1, 2], told.append))
     assert told == [1, 1, 1]
@@ -484,7 +484,7 @@ def test_votes_are_read_in_parts_that_fit_in_memory_and_in_order(
 
 
 def test_a_line_has_each_image_once(of_a_part: MadeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.runs._DENSE_COUNTS", 300)
+    monkeypatch.setattr("orchestrator.reducing.runs._DENSE_COUNTS", 300)
     store = of_a_part.write(tmp_path)
     reduce_run(store, of_a_part.plan, EVERYTHING)
     for _, rows in certificates(store).groupby(["certificate", "protocol"]):

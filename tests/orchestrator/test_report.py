@@ -18,15 +18,15 @@ from markupsafe import escape
 from matplotlib.figure import Figure
 from PIL import Image
 
-from orchestrator.drawing import figure_png
 from orchestrator.errors import RunError
 from orchestrator.numerals import percent, percent_up
-from orchestrator.reduction import reduce_run
-from orchestrator.report_tables import facts, population_table, radius_table
-from orchestrator.reported import ReportedRun, load_run
-from orchestrator.reporting import report_html
-from orchestrator.steps import Steps, line_name, load_steps
-from orchestrator.tables import Line, View
+from orchestrator.reducing.reduction import reduce_run
+from orchestrator.reducing.tables import Line, View
+from orchestrator.reporting.drawing import figure_png
+from orchestrator.reporting.publishing import report_html
+from orchestrator.reporting.reported import ReportedRun, load_run
+from orchestrator.reporting.run_tables import facts, population_table, radius_table
+from orchestrator.reporting.steps import Steps, line_name, load_steps
 from stn_core import CERTIFICATES
 from tests.orchestrator.runs import NOISES, MadeRun, invented, plan_of
 from workers import layout
@@ -378,7 +378,7 @@ def test_a_thinned_curve_never_shows_more_than_the_exact_one(
 ) -> None:
     store, run = many
     exact = load_steps(store, run)
-    monkeypatch.setattr("orchestrator.steps._MOST_STEPS", most)
+    monkeypatch.setattr("orchestrator.reporting.steps._MOST_STEPS", most)
     for line, thinned in load_steps(store, run).items():
         assert len(thinned.radius) <= most + 2 < len(exact[line].radius)
         ends = exact[line].radius

@@ -11,7 +11,7 @@ import torch
 import torchvision
 
 from orchestrator.errors import SpecError
-from orchestrator.resolve import Resolved, code_sha256, resolve
+from orchestrator.planning.resolve import Resolved, code_sha256, resolve
 from orchestrator.spec import validate
 from stn_core.models import build_network, declared, weights_sha256
 from tests.networks import tiny

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator import row_groups
-from orchestrator.reduction import reduce_run
-from orchestrator.row_groups import Blocks
-from orchestrator.tables import CERTIFICATES_SCHEMA, View
+from orchestrator.reducing import row_groups
+from orchestrator.reducing.reduction import reduce_run
+from orchestrator.reducing.row_groups import Blocks
+from orchestrator.reducing.tables import CERTIFICATES_SCHEMA, View
 from tests.orchestrator.runs import MadeRun
 from workers import layout
 

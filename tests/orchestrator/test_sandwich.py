@@ -9,11 +9,11 @@ import pyarrow as pa
 import pytest
 from scipy.stats import binom, binomtest
 
-from orchestrator.attack_text import masking_text, sandwich_text
-from orchestrator.masking import masking_check
-from orchestrator.robustness import ATTEMPTS_SCHEMA, ROBUSTNESS_SCHEMA, Attacked, Description
-from orchestrator.sandwich import Sandwich, sandwich
-from orchestrator.tables import Line
+from orchestrator.attacking.masking import masking_check
+from orchestrator.attacking.robustness import ATTEMPTS_SCHEMA, ROBUSTNESS_SCHEMA, Attacked, Description
+from orchestrator.attacking.sandwich import Sandwich, sandwich
+from orchestrator.attacking.text import masking_text, sandwich_text
+from orchestrator.reducing.tables import Line
 from stn_core.prediction import predict
 from workers import counts_table
 from workers.attack_settings import CarliniWagner, ProjectedGradient, Square

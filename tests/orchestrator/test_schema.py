@@ -11,12 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
-from orchestrator import epochs, linear_program, schemas
+from orchestrator import schemas
 from orchestrator.cli import main
 from orchestrator.errors import RunError
-from orchestrator.reduction import reduce_run
-from orchestrator.reported import load_run
-from orchestrator.tables import View
+from orchestrator.paper import linear_program
+from orchestrator.reducing.reduction import reduce_run
+from orchestrator.reducing.tables import View
+from orchestrator.reporting.reported import load_run
+from orchestrator.training import epochs
 from tests.orchestrator.runs import MadeRun
 from workers import layout
 from workers.columns import meaning

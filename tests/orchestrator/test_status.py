@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.counting.presence import announced
 from orchestrator.errors import RunError
-from orchestrator.presence import announced
-from orchestrator.standing import Status, images_per_second, status_of
+from orchestrator.reducing.standing import Status, images_per_second, status_of
 from tests.orchestrator.runs import MadeRun
 from workers import layout
 from workers.store import LocalStore, StoredObject

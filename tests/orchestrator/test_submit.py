@@ -20,7 +20,7 @@ import yaml
 from orchestrator.errors import SpecError, WorkersError
 from orchestrator.on_ray import jobs as handing
 from orchestrator.on_ray.jobs import Job, Jobs, job_of, pack, to_be_shared
-from orchestrator.resolve import code_sha256, resolve
+from orchestrator.planning.resolve import code_sha256, resolve
 from orchestrator.spec import load_spec, validate
 from tests.orchestrator.runs import digits_spec
 from workers.versions import PINNED, OtherVersions, check_pinned, pinned, versions

@@ -12,12 +12,12 @@ import torch
 import yaml
 from click.testing import CliRunner, Result
 
-from orchestrator.certification import certify_run
 from orchestrator.cli import main
+from orchestrator.counting.certification import certify_run
 from orchestrator.errors import SpecError
 from orchestrator.spec import Spec, validate
 from orchestrator.sweeping import points
-from orchestrator.training import prepare, train_model
+from orchestrator.training.train import prepare, train_model
 from tests.orchestrator.inline import fit_inline, hire_inline, no_cluster
 from tests.orchestrator.runs import mnist_spec
 from workers import layout
@@ -156,9 +156,9 @@ def done(content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             kept.append(f"certify {Path(job.store.run).name}")
         return found
 
-    monkeypatch.setattr("orchestrator.training.fit", fit)
-    monkeypatch.setattr("orchestrator.training.cluster", no_cluster)
-    monkeypatch.setattr("orchestrator.certification.certify_run", certify)
+    monkeypatch.setattr("orchestrator.training.train.fit", fit)
+    monkeypatch.setattr("orchestrator.training.train.cluster", no_cluster)
+    monkeypatch.setattr("orchestrator.counting.certification.certify_run", certify)
     return kept
 
 
@@ -198,7 +198,7 @@ def test_a_sweep_trains_certifies_and_shows_all_and_again_does_nothing(done: lis
 def test_an_interrupted_sweep_goes_on_with_what_is_missing(
     done: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from orchestrator import training
+    from orchestrator.training import train as training
 
     real = training.fit
 
@@ -207,14 +207,14 @@ def test_an_interrupted_sweep_goes_on_with_what_is_missing(
             raise KeyboardInterrupt
         return real(job, **named)
 
-    monkeypatch.setattr("orchestrator.training.fit", interrupted)
+    monkeypatch.setattr("orchestrator.training.train.fit", interrupted)
     first = stn("--sigma", "0.1,0.3")
     assert first.exit_code == 130
     assert not (tmp_path / "sweep" / "report.html").exists()
     assert done == ["train stn 0.1", "certify stn-sigma-0.1"]
 
     done.clear()
-    monkeypatch.setattr("orchestrator.training.fit", real)
+    monkeypatch.setattr("orchestrator.training.train.fit", real)
     assert stn("--sigma", "0.1,0.3").exit_code == 0
     assert done == ["train stn 0.3", "certify stn-sigma-0.3"]
 

@@ -14,11 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from orchestrator import epochs, training
 from orchestrator.errors import SpecError, TrainingError, TrainingInterrupted
 from orchestrator.on_ray.cluster import Capacity
 from orchestrator.spec import Spec, validate
-from orchestrator.training import Trained, on_gpus, prepare, train_model
+from orchestrator.training import epochs
+from orchestrator.training import train as training
+from orchestrator.training.train import Trained, on_gpus, prepare, train_model
 from tests.fault_proxy import Proxy, fault_proxy
 from tests.networks import tiny
 from tests.object_store import BUCKET, ObjectStore

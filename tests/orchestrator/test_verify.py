@@ -15,8 +15,8 @@ import pytest
 
 from orchestrator.errors import RunError
 from orchestrator.progress import Meter
-from orchestrator.reduction import reduce_run
-from orchestrator.tables import METADATA_KEY, View
+from orchestrator.reducing.reduction import reduce_run
+from orchestrator.reducing.tables import METADATA_KEY, View
 from orchestrator.upkeep.findings import KINDS, Findings
 from orchestrator.upkeep.verify import Verification, verify_run
 from stn_core import audit

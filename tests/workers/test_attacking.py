@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pytest
 import torch
 
-from orchestrator.resolve import resolve
+from orchestrator.planning.resolve import resolve
 from orchestrator.spec import validate
 from stn_core.votes import count_votes
 from tests.networks import tiny

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from orchestrator.plans import Plan
-from orchestrator.resolve import resolve
+from orchestrator.planning.plans import Plan
+from orchestrator.planning.resolve import resolve
 from orchestrator.spec import validate
 from tests.orchestrator.runs import digits_spec
 from tests.workers.samples import encoded, noise_image, write_folder

@@ -1,0 +1,1 @@
+"""`stn init`: a few answers, as a commented spec."""

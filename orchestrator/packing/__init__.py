@@ -1,0 +1,1 @@
+"""A live network and data set as files that any machine reads."""

@@ -1,0 +1,1 @@
+"""From stored votes to certificates and curves, and how far a run is: only the store is read."""

@@ -1,0 +1,1 @@
+"""Tables for people: figures, and one page of HTML."""

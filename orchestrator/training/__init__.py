@@ -1,0 +1,1 @@
+"""`stn train`, and the figures of its epochs."""
