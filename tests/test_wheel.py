@@ -73,5 +73,5 @@ def test_installed_it_reads_votes_writes_specs_and_makes_pages(environment: Envi
     environment.run("python", "-c", wheel.SEVERAL, *lines)
     page = (environment.here / "run/report.html").read_text()
     for part in ("page.css", "page.js"):
-        assert (ROOT / "orchestrator/page" / part).read_text().strip().splitlines()[-1] in page
+        assert (ROOT / "orchestrator/reporting/page" / part).read_text().strip().splitlines()[-1] in page
     assert (environment.here / "my.yaml").read_text().startswith("# What to certify")

@@ -33,7 +33,7 @@ import importlib, importlib.metadata, importlib.resources as resources, json
 from stn_core.models import imagenet_wnids
 
 packages = {name: importlib.import_module(name) for name in ("stn_core", "workers", "orchestrator")}
-page = resources.files("orchestrator") / "page"
+page = resources.files("orchestrator") / "reporting" / "page"
 print(json.dumps({
     "from": [package.__file__ for package in packages.values()],
     "typed": [(resources.files(name) / "py.typed").is_file() for name in packages],
@@ -130,7 +130,7 @@ class Environment:
         """That it is the wheel which is imported, whole, and in the version that pyproject.toml says."""
         found = json.loads(self.run("python", "-c", LOOK).stdout)
         assert all(Path(file).is_relative_to(self.root) for file in found.pop("from")), found
-        shipped = sorted(path.name for path in (ROOT / "orchestrator/page").iterdir() if path.suffix in _PAGE)
+        shipped = sorted(path.name for path in (ROOT / "orchestrator/reporting/page").iterdir() if path.suffix in _PAGE)
         assert found == {"typed": [True] * 3, "page": shipped, "wnids": 1000, "version": VERSION}
         assert self.run("stn", "--version").stdout == f"stn, version {VERSION}\n"
 

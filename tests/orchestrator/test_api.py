@@ -40,7 +40,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "python.md").read_text()
 
 #: Commands that are no functions, since they are for people at a terminal.
-NO_FUNCTIONS = {"paper", "import-cohen", "gc", "doctor"}
+NO_FUNCTIONS = {"init", "paper", "import-cohen", "schema", "gc", "doctor", "completion"}
 
 
 @pytest.fixture
@@ -144,6 +144,28 @@ def test_the_pages_examples_run(
     batch = torch.stack([image for image, _ in images[:3]]) / 255
     exec(compile(alone, "docs/python.md", "exec"), {"network": tiny(), "batch": batch})
     assert capsys.readouterr().out.count("[") == 4
+
+
+@pytest.mark.usefixtures("_inline")
+def test_the_readmes_examples_run(
+    content: dict[str, Any],
+    few_digits: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    digits = open_dataset(Mnist(kind="mnist", path=few_digits))
+    images = [(torch.from_numpy(digits.read(number)), int(digits.labels[number])) for number in range(20)]
+    own, question = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    exec(compile(own, "README.md", "exec"), {"network": tiny(), "images": images})
+    assert "certified_accuracy" in capsys.readouterr().out
+    orchestrator.certify({**content, "store": {"run": "runs/demo"}})
+    capsys.readouterr()
+    names: dict[str, Any] = {}
+    exec(compile(question, "README.md", "exec"), names)
+    assert capsys.readouterr().out.startswith("label\n")
+    assert len(names["votes"]) == len(names["renyi"]) == 20
 
 
 # --- The functions -------------------------------------------------------------------------------------------------

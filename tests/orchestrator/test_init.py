@@ -189,7 +189,7 @@ def test_a_folder_is_looked_at_and_images_of_one_small_size_stay_as_they_are(tmp
         "found 3 classes in images; of 9 images looked at, 32 x 32 pixels\n",
     )
     dataset = load_spec(Path("my.yaml")).dataset.model_dump(exclude_none=True)
-    assert dataset == {"kind": "image_folder", "path": Path("images"), "every": 1}
+    assert dataset == {"kind": "image_folder", "path": Path("images"), "mode": "rgb", "every": 1}
 
 
 def test_images_of_several_sizes_are_resized_and_cropped(tmp_path: Path) -> None:
