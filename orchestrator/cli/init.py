@@ -78,6 +78,8 @@ def init(
 
     if file.exists() or file.is_symlink():
         raise SpecError(f"{file} is there already: name another file, or remove it")
+    if train_path is not None and train is None and weights is None:
+        train = True
     data = _answer(data, "--data", "Which images", "digits", click.Choice(DATA))
     usual = USUAL[data]
     found = path or ("" if data == "digits" else _answer(None, "--path", "Folder of the images", usual.path))

@@ -192,6 +192,16 @@ def test_a_folder_is_looked_at_and_images_of_one_small_size_stay_as_they_are(tmp
     assert dataset == {"kind": "image_folder", "path": Path("images"), "mode": "rgb", "every": 1}
 
 
+def test_who_names_images_to_train_on_wants_it_trained(tmp_path: Path) -> None:
+    for name in ("val", "train"):
+        folder(tmp_path / name, classes=2)
+    arguments = ("--data", "folder", "--path", "val", "--train-path", "train", "--model", "tests.networks:tiny_rgb")
+    assert init("my.yaml", *arguments).exit_code == 0
+    training = load_spec(Path("my.yaml")).training
+    assert training is not None
+    assert training.dataset.model_dump()["path"] == Path("train")
+
+
 def test_images_of_several_sizes_are_resized_and_cropped(tmp_path: Path) -> None:
     folder(tmp_path / "images", size=300)
     (tmp_path / "images/class1/wide.png").write_bytes(encoded(noise_image(1, 40)))
