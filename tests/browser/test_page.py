@@ -273,6 +273,14 @@ def test_the_histogram_holds_every_certified_image_once(window: Opened, folder: 
     assert sum(window.shown(2)) == 2
 
 
+def test_no_button_sends_a_figure_away(window: Opened) -> None:
+    titles = window.page.eval_on_selector_all(
+        ".modebar-btn", "buttons => buttons.map(one => one.getAttribute('data-title'))"
+    )
+    assert set(titles) == {"Download plot", "Zoom", "Pan", "Zoom in", "Zoom out", "Reset axes"}
+    assert "form-action 'none'" in window.page.get_attribute("meta[http-equiv=Content-Security-Policy]", "content")
+
+
 # --- What can be done with it --------------------------------------------------------------------------------------
 
 

@@ -371,7 +371,8 @@ def test_the_page_has_three_scripts_and_fetches_nothing(folder: Path, tmp_path: 
     assert len(text) < 6_000_000
     digests = [base64.b64encode(hashlib.sha256(code.encode()).digest()).decode() for code in page.code[1:]]
     allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
-    assert page.policy == f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:"
+    rules = ("default-src 'none'", "form-action 'none'", f"script-src {allowed}", "style-src 'unsafe-inline'")
+    assert page.policy == "; ".join((*rules, "img-src data: blob:"))
 
 
 # --- Bad input -----------------------------------------------------------------------------------------------------

@@ -58,7 +58,9 @@
     responsive: true,
     displaylogo: false,
     scrollZoom: false,
-    modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
+    // Nothing of a run is for anybody's cloud.
+    plotlyServerURL: "",
+    modeBarButtonsToRemove: ["sendChartToCloud", "sendDataToCloud", "select2d", "lasso2d", "autoScale2d"],
     toImageButtonOptions: { format: "svg" },
   };
   // A hidden figure has no width.
