@@ -26,7 +26,7 @@ from workers import layout
 
 COMMANDS = (
     *("train", "plan", "certify", "attack", "submit", "sweep", "paper", "status", "reduce", "report"),
-    *("compare", "import-cohen", "gc", "doctor", "verify"),
+    *("compare", "import-cohen", "schema", "gc", "doctor", "verify"),
 )
 
 
