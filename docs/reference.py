@@ -1,4 +1,5 @@
-"""Writes docs/spec.md, from the schema of a spec, and docs/cli.md, from the help of every command: `make docs`."""
+"""Writes docs/spec.md, from the schema of a spec, docs/cli.md, from the help of every command, and docs/schema.md, from the
+descriptions of tables: `make docs`."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ import yaml
 from pydantic import BaseModel, PlainValidator
 from pydantic.fields import FieldInfo
 
+from orchestrator import schemas
 from orchestrator.cli import main as stn
 from orchestrator.spec import Spec
 from stn_core.certificates import CERTIFICATES, certificates_for
@@ -217,3 +219,4 @@ def helps(command: click.Command, context: click.Context) -> Iterator[tuple[str,
 if __name__ == "__main__":
     (FOLDER / "spec.md").write_text(spec_page(), encoding="utf-8")
     (FOLDER / "cli.md").write_text(cli_page(), encoding="utf-8")
+    (FOLDER / "schema.md").write_text(schemas.markdown(), encoding="utf-8")
