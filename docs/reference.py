@@ -1,5 +1,5 @@
-"""Writes docs/spec.md, from the schema of a spec, docs/cli.md, from the help of every command, and docs/schema.md, from the
-descriptions of tables: `make docs`."""
+"""Writes docs/spec.md, from the schema of a spec, docs/cli.md, from the help of every command, and docs/schema.md, from
+what tables say of their columns: `make docs`."""
 
 from __future__ import annotations
 
