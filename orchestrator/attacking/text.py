@@ -68,7 +68,7 @@ def explained(attacked: Attacked) -> str:
 def sandwich_text(found: Sandwich) -> list[str]:
     """What attacks made of a line of certificates, a sentence a line; the first says whether it holds."""
     name = f"{found.line.certificate.replace('_', ' ')}, {found.line.protocol}"
-    if not found.tries:
+    if found.holds and not found.tries:
         return [f"{name}: no attacked image lies within a certified radius: nothing is tested"]
     tried = f"{found.tries} attacked images within the certified radii of {found.images} images"
     undecided = f"{found.undecided} of them undecided by their votes"
