@@ -9,6 +9,7 @@ How many certificates may be false by chance of their own, ``allowed`` says.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,9 +77,12 @@ class Sandwich:
         certified: fraction of all images with at least that certified radius, for their label; (points,).
         attacked: fraction of all images that no attack nearer than that was seen to break; (points,).
         images: whose certified radius holds an attacked image.
-        tries: attacked images within certified radii; where nothing was changed, the clean image is none, but its
-            answer is held to the certificate, too.
+        tries: attacked images within certified radii, with votes enough to be sure; where nothing was changed, the
+            clean image is none, but its answer is held to the certificate, too.
         undecided: of these, on which the classifier abstains at the attacks' alpha.
+        unsure: of these, that are answered otherwise at the attacks' alpha, and not surely enough for all attempts.
+        mute: attacked images within certified radii that have fewer votes than ``needed``: they can tell nothing.
+        needed: votes of which an answer can be sure enough for all attempts.
         contradictions: of the certificates.
         crossings: of the curves: never without a contradiction.
         allowed: by chance more of the run's certificates are false with probability beta at most.
@@ -93,6 +97,9 @@ class Sandwich:
     images: int
     tries: int
     undecided: int
+    unsure: int
+    mute: int
+    needed: int
     contradictions: tuple[Contradiction, ...]
     crossings: tuple[Crossing, ...]
     allowed: int
@@ -159,13 +166,17 @@ def sandwich(
     places = np.minimum(np.searchsorted(index, attempts["index"].to_numpy()), len(index) - 1)
     known = (index[places] == attempts["index"].to_numpy()) & (certified[places] >= 0)
     within = known & (distance <= radius[places] * (1 - _ROUNDING))
-    tried = within & (distance > 0)
-
     # One level for all attempts, not one for those within this line's radii: there are other lines, and an answer that
     # is wrong by chance may lie within any. What is that sure must be answered at the tables' own alpha, too.
     p_value = attempts["p_value"].to_numpy()
-    sure = (answer >= 0) & (p_value <= beta / max(1, len(p_value)))
-    wrong = np.flatnonzero(within & sure & (answer != certified[places]))
+    level = beta / max(1, len(p_value))
+    sure = (answer >= 0) & (p_value <= level)
+    otherwise = (answer >= 0) & (answer != certified[places])
+    wrong = np.flatnonzero(within & otherwise & sure)
+    # All votes for one class have p = 2 / 2 ** votes: fewer than that contradict nothing, whatever they say.
+    needed = math.ceil(1 - math.log2(level))
+    changed = within & (distance > 0)
+    tried = changed & (attempts["draws"].to_numpy() >= needed)
     contradictions = tuple(
         Contradiction(
             int(index[places[row]]),
@@ -196,6 +207,9 @@ def sandwich(
         images=len(np.unique(places[tried])),
         tries=int(tried.sum()),
         undecided=int((tried & (answer < 0)).sum()),
+        unsure=int((tried & otherwise & ~sure).sum()),
+        mute=int((changed & ~tried).sum()),
+        needed=needed,
         contradictions=contradictions,
         crossings=crossings,
         # Alpha bounds the chance of an image to be certified and falsely so: of those that are, more may be.

@@ -310,7 +310,7 @@ def test_the_command_shows_curves_sandwich_and_masking(tmp_path: Path, monkeypat
     certify_run(spec_of(tmp_path), hire=hire_inline)
     done = invoke(monkeypatch, "attack", str(path))
     assert done.exit_code == 0, done.output
-    assert "none answered otherwise than certified" in done.output
+    assert "none surely answered otherwise than certified" in done.output
     assert "gradient-free" in done.output
     assert "draws 4 → 8" in done.output
     assert "nothing to do" in done.output

@@ -83,7 +83,7 @@ def test_what_holds_within_radii_is_between_the_curves() -> None:
         2.0: (1 / 3, 1),
         3.0: (0, pytest.approx(1)),
     }
-    assert "none answered otherwise" in sandwich_text(found)[0]
+    assert "none surely answered otherwise" in sandwich_text(found)[0]
 
 
 def test_another_class_within_a_radius_contradicts() -> None:
@@ -170,6 +170,24 @@ def test_clean_images_are_no_tries_but_held_to_their_certificates() -> None:
     assert found.tries == 0
     assert not found.holds
     assert "CONTRADICTED" in sandwich_text(found)[0]
+
+
+def test_an_answer_that_is_not_sure_enough_for_all_attempts_is_told() -> None:
+    rows = [row("a", "l2", 0, 1.0, 1.0, (32, 68, 0)), *(row("a", "l2", 1, 3.0, 3.0, (100, 0, 0)) for _ in range(99))]
+    found = held(rows, [1.5, 1.5])
+    assert found.holds
+    assert (found.tries, found.undecided, found.unsure) == (1, 0, 1)
+    assert "1 answered otherwise, which may be chance" in sandwich_text(found)[0]
+
+
+@pytest.mark.parametrize(("votes", "tries"), [(17, 0), (18, 1)])
+def test_votes_too_few_to_contradict_are_no_tries(votes: int, tries: int) -> None:
+    rows = [{**row("a", "l2", 0, 1.0, 1.0, (0, votes, 0)), "draws": votes}]
+    rows += [row("a", "l2", 1, 3.0, 3.0, (100, 0, 0)) for _ in range(999)]
+    found = held(rows, [1.5, 1.5])
+    assert found.needed == 18
+    assert (found.tries, found.mute, found.holds) == (tries, 1 - tries, not tries)
+    assert ("too few votes to contradict (it takes 18): nothing is tested" in sandwich_text(found)[0]) == (not tries)
 
 
 def test_allowed_is_the_least_number_that_chance_exceeds_with_beta_at_most() -> None:
