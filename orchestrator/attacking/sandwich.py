@@ -2,13 +2,14 @@
 
 The true robust accuracy lies between the certified curve and the attacked one. An attack that makes the classifier
 answer another class than the certified one, no farther away than the certified radius, contradicts the certificate,
-unless chance made it look so. Every such try is tested by Hung & Fithian's test at beta / tries, so that with
-probability 1 - beta none of a line's contradictions is chance of the votes; how many certificates may be false by
-chance of their own, ``allowed`` says.
+unless chance made it look so. Every answer counts by Hung & Fithian's test at beta / attempts, all attempts of the
+run, whatever line they are held against: so with probability 1 - beta no verdict on any line is chance of the votes.
+How many certificates may be false by chance of their own, ``allowed`` says.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.stats import binom
 
 from orchestrator.attacking.robustness import Attacked
-from orchestrator.reducing.tables import Line, read_certificates
+from orchestrator.reducing.tables import Line, published, read_certificates
 from orchestrator.reporting.reported import ReportedRun
 from stn_core.certificates import CERTIFICATES
 from workers.store import Store
@@ -74,15 +75,19 @@ class Sandwich:
         line: of certificates.
         radius: where the curves step, increasing from 0, in the certificate's norm; (points,).
         certified: fraction of all images with at least that certified radius, for their label; (points,).
-        attacked: fraction of all images that no attack up to that distance was seen to break, none of them by chance of
-            the votes with probability 1 - beta; (points,).
+        attacked: fraction of all images that no attack nearer than that was seen to break; (points,).
         images: whose certified radius holds an attacked image.
-        tries: attacked images within certified radii.
+        tries: attacked images within certified radii, with votes enough to be sure; where nothing was changed, the
+            clean image is none, but its answer is held to the certificate, too.
         undecided: of these, on which the classifier abstains at the attacks' alpha.
-        contradictions: of the certificates, none of them by chance of the votes with probability 1 - beta.
-        crossings: of the curves.
+        unsure: of these, that are answered otherwise at the attacks' alpha, and not surely enough for all attempts.
+        mute: attacked images within certified radii that have fewer votes than ``needed``: they can tell nothing.
+        needed: votes of which an answer can be sure enough for all attempts.
+        contradictions: of the certificates.
+        crossings: of the curves: never without a contradiction.
         allowed: by chance more of the run's certificates are false with probability beta at most.
-        beta: as above.
+        beta: with probability 1 - beta no attack was seen to break or contradict anything, on any line of the run, by
+            chance of the votes; what was attacked later, and looked at again, has spent another beta.
     """
 
     line: Line
@@ -92,6 +97,9 @@ class Sandwich:
     images: int
     tries: int
     undecided: int
+    unsure: int
+    mute: int
+    needed: int
     contradictions: tuple[Contradiction, ...]
     crossings: tuple[Crossing, ...]
     allowed: int
@@ -105,7 +113,7 @@ class Sandwich:
 
 def sandwiches(store: Store, run: ReportedRun, attacked: Attacked) -> list[Sandwich]:
     """One of each line that guarantees something, where there are attempts. Raises RunError."""
-    partial = not run.reduced.summary.complete
+    partial = published(store) is None
     columns = ["index", "prediction", "correct", "radius", "certificate", "protocol"]
     certificates = read_certificates(store, run.reduced, columns, partial=partial)
     found = []
@@ -148,7 +156,8 @@ def sandwich(
         attacked: attempts, all attacks'.
         images: of the run, the denominator of both curves.
         alpha: chance of each certificate to be false.
-        beta: chance of any of the contradictions to be one of the votes, and of more false certificates than allowed.
+        beta: chance of any contradiction, on any of the run's lines, to be one of the votes; and of more false
+            certificates than allowed.
     """
     attempts = attacked.attempts.filter(pc.greater(attacked.attempts["draws"], 0))
     index, radius, correct, certified = _by_index(certificates)
@@ -157,11 +166,17 @@ def sandwich(
     places = np.minimum(np.searchsorted(index, attempts["index"].to_numpy()), len(index) - 1)
     known = (index[places] == attempts["index"].to_numpy()) & (certified[places] >= 0)
     within = known & (distance <= radius[places] * (1 - _ROUNDING))
-    tries, tried = int(within.sum()), np.unique(places[within])
-
-    # What is surer than that is answered, too, at any alpha that tables were made with; else it does not count.
+    # One level for all attempts, not one for those within this line's radii: there are other lines, and an answer that
+    # is wrong by chance may lie within any. What is that sure must be answered at the tables' own alpha, too.
     p_value = attempts["p_value"].to_numpy()
-    wrong = np.flatnonzero(within & (p_value <= beta / max(1, tries)) & (answer >= 0) & (answer != certified[places]))
+    level = beta / max(1, len(p_value))
+    sure = (answer >= 0) & (p_value <= level)
+    otherwise = (answer >= 0) & (answer != certified[places])
+    wrong = np.flatnonzero(within & otherwise & sure)
+    # All votes for one class have p = 2 / 2 ** votes: fewer than that contradict nothing, whatever they say.
+    needed = math.ceil(1 - math.log2(level))
+    changed = within & (distance > 0)
+    tried = changed & (attempts["draws"].to_numpy() >= needed)
     contradictions = tuple(
         Contradiction(
             int(index[places[row]]),
@@ -174,7 +189,7 @@ def sandwich(
         )
         for row in wrong
     )
-    broken = (answer >= 0) & ~attempts["correct"].to_numpy() & (p_value <= beta / max(1, len(p_value)))
+    broken = sure & ~attempts["correct"].to_numpy()
     broken_from = _broken_from(attempts["index"].to_numpy(), distance, broken)
     steps = np.unique(np.concatenate([[0.0], radius[correct], broken_from]))
     lower = np.array([(radius[correct] >= step).sum() for step in steps]) / images
@@ -189,9 +204,12 @@ def sandwich(
         radius=steps,
         certified=lower,
         attacked=upper,
-        images=len(tried),
-        tries=tries,
-        undecided=int((within & (answer < 0)).sum()),
+        images=len(np.unique(places[tried])),
+        tries=int(tried.sum()),
+        undecided=int((tried & (answer < 0)).sum()),
+        unsure=int((tried & otherwise & ~sure).sum()),
+        mute=int((changed & ~tried).sum()),
+        needed=needed,
         contradictions=contradictions,
         crossings=crossings,
         # Alpha bounds the chance of an image to be certified and falsely so: of those that are, more may be.

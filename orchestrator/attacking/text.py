@@ -68,12 +68,18 @@ def explained(attacked: Attacked) -> str:
 def sandwich_text(found: Sandwich) -> list[str]:
     """What attacks made of a line of certificates, a sentence a line; the first says whether it holds."""
     name = f"{found.line.certificate.replace('_', ' ')}, {found.line.protocol}"
-    if not found.tries:
-        return [f"{name}: no attacked image lies within a certified radius: nothing is tested"]
+    mute = f"{found.mute} attacked images within radii have too few votes to contradict (it takes {found.needed})"
+    if found.holds and not found.tries:
+        why = mute if found.mute else "no attacked image lies within a certified radius"
+        return [f"{name}: {why}: nothing is tested"]
     tried = f"{found.tries} attacked images within the certified radii of {found.images} images"
     undecided = f"{found.undecided} of them undecided by their votes"
+    if found.unsure:
+        undecided += f", {found.unsure} answered otherwise, which may be chance among all attempts"
+    if found.mute:
+        undecided += f"; {mute}"
     if found.holds:
-        return [f"{name}: {tried}, none answered otherwise than certified ({undecided})"]
+        return [f"{name}: {tried}, none surely answered otherwise than certified ({undecided})"]
     lines = [f"{name}: CONTRADICTED, {tried} ({undecided})"]
     broken = len({one.index for one in found.contradictions})
     if broken:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from orchestrator.reducing.runs import read_plan
-from orchestrator.reducing.tables import Reduced, Summary, published, read_certificates
+from orchestrator.reducing.tables import Reduced, Summary, goal_of, published, read_certificates
 from orchestrator.reporting.reported import no_certificates
 from workers.store import Store
 
@@ -19,10 +19,12 @@ class Results:
     Attributes:
         store: where the run is.
         reduced: the view, and what came of it.
+        outdated: the votes have been given something else to decide since the tables were published.
     """
 
     store: Store = field(repr=False)
     reduced: Reduced = field(repr=False)
+    outdated: bool = field(default=False, kw_only=True)
 
     @property
     def run(self) -> str:
@@ -31,8 +33,8 @@ class Results:
 
     @property
     def complete(self) -> bool:
-        """Every image has votes enough."""
-        return self.reduced.summary.complete
+        """Every image has votes enough for what they are to decide, and the tables are of that."""
+        return self.reduced.summary.complete and not self.outdated
 
     @property
     def summary(self) -> Summary:
@@ -69,8 +71,8 @@ def _as_text(field: pa.Field) -> pa.Field:
 
 def read_results(store: Store) -> Results:
     """What the last reduce of the run in ``store`` published. Raises RunError where there is no run, or no table."""
-    read_plan(store)
+    plan = read_plan(store)
     reduced = published(store) or published(store, partial=True)
     if reduced is None:
         raise no_certificates(store)
-    return Results(store, reduced)
+    return Results(store, reduced, outdated=reduced.goal != goal_of(plan))

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from orchestrator.cli import main
 from orchestrator.counting.certification import Certification, certify_run
 from orchestrator.errors import RunError, SpecError
+from orchestrator.reducing.reading import read_results
 from orchestrator.reducing.reduction import reduce_run
 from orchestrator.reducing.runs import read_plan
 from orchestrator.reducing.standing import status_of
@@ -418,6 +419,9 @@ def test_tables_from_before_a_growth_do_not_look_like_its_own(tmp_path: Path, mo
     loaded = load_run(LocalStore(run))
     assert not loaded.complete
     assert "INCOMPLETE: tables of an earlier goal" in loaded.title
+    found_by_api = read_results(LocalStore(run))
+    assert (found_by_api.outdated, found_by_api.complete) == (True, False)
+    assert "complete=False" in repr(found_by_api)
     result = CliRunner().invoke(main, ["report", str(run)])
     assert result.exit_code == 3
     assert "n = 64;" in result.stdout
@@ -426,6 +430,7 @@ def test_tables_from_before_a_growth_do_not_look_like_its_own(tmp_path: Path, mo
     assert any("from before the run was given another goal" in text for text in found.lacking)
     assert certify(adaptive(run)).complete
     assert load_run(LocalStore(run)).complete
+    assert read_results(LocalStore(run)).complete
 
 
 def test_a_goal_that_no_draw_has_followed_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

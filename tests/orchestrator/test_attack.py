@@ -242,6 +242,23 @@ def test_images_that_failed_are_attacked_again_when_asked_and_end_as_if_nothing_
     assert files_of(tmp_path) == files_of(tmp_path / "sound")
 
 
+def test_certificates_of_a_run_with_a_failed_image_are_held_against_attacks(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    for number in range(4):
+        path = folder / str(number // 2) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(noise_image(number)) if number else b"not an image")
+    spec = spec_of(
+        tmp_path,
+        dataset={"kind": "image_folder", "path": str(folder), "limit": None},
+        model={"name": "tests.networks:tiny_rgb", "num_classes": 10, "checkpoint": None},
+    )
+    assert certify_run(spec, hire=hire_inline).summary.failed == 1
+    found = attack_run(spec, hire=hire_inline)
+    assert not found.complete
+    assert found.sandwiches
+
+
 def test_a_source_has_its_weights_checked(tmp_path: Path) -> None:
     transfer = {**PGD, "source": {"name": "tests.networks:tiny"}}
     result = attack_run(spec_of(tmp_path, {"transfer": transfer}), hire=hire_inline)
@@ -293,7 +310,7 @@ def test_the_command_shows_curves_sandwich_and_masking(tmp_path: Path, monkeypat
     certify_run(spec_of(tmp_path), hire=hire_inline)
     done = invoke(monkeypatch, "attack", str(path))
     assert done.exit_code == 0, done.output
-    assert "none answered otherwise than certified" in done.output
+    assert "none surely answered otherwise than certified" in done.output
     assert "gradient-free" in done.output
     assert "draws 4 → 8" in done.output
     assert "nothing to do" in done.output

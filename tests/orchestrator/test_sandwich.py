@@ -22,10 +22,12 @@ from workers.settings import Model
 DRAWS = 100
 
 
-def row(attack: str, norm: str, index: int, size: float, distance: float, votes: tuple[int, ...]) -> dict[str, Any]:
+def row(
+    attack: str, norm: str, index: int, size: float, distance: float, votes: tuple[int, ...], alpha: float = 0.001
+) -> dict[str, Any]:
     """Of an image of class 0; the distance is that of all norms."""
     predicted = predict(np.array([votes]))
-    answer = int(predicted.answer(0.001)[0])
+    answer = int(predicted.answer(alpha)[0])
     return {
         "attack": attack,
         "norm": norm,
@@ -81,7 +83,7 @@ def test_what_holds_within_radii_is_between_the_curves() -> None:
         2.0: (1 / 3, 1),
         3.0: (0, pytest.approx(1)),
     }
-    assert "none answered otherwise" in sandwich_text(found)[0]
+    assert "none surely answered otherwise" in sandwich_text(found)[0]
 
 
 def test_another_class_within_a_radius_contradicts() -> None:
@@ -143,6 +145,49 @@ def test_chance_of_the_votes_is_paid_for_by_the_number_of_tries() -> None:
     assert contradicted <= binom.isf(1e-6, 300, 0.1)
     assert crossed == contradicted, "of 50 certified images one that is surely broken"
     assert wrong > 0
+
+
+def test_chance_of_the_votes_is_paid_for_once_by_all_lines_together() -> None:
+    """Of ten lines, each of which certifies another image, hardly any is contradicted by coins in any of them."""
+    random = np.random.default_rng(0)
+    contradicted = wrong = 0
+    for _ in range(200):
+        votes = random.binomial(DRAWS, 0.5, 10)
+        rows = [row("a", "l2", image, 1.0, 1.0, (DRAWS - v, v, 0), alpha=0.2) for image, v in enumerate(votes)]
+        lines = [held(rows, [1.5 * (own == image) for own in range(10)], beta=0.1) for image in range(10)]
+        contradicted += not all(found.holds for found in lines)
+        wrong += any(one["prediction"] == 1 for one in rows)
+    assert contradicted <= binom.isf(1e-6, 200, 0.1)
+    assert wrong > binom.isf(1e-6, 200, 0.1)
+
+
+def test_clean_images_are_no_tries_but_held_to_their_certificates() -> None:
+    rows = [row("a", "l2", 0, 0.0, 0.0, (100, 0, 0)), row("a", "l2", 0, 3.0, 3.0, (100, 0, 0))]
+    found = held(rows, [1.5])
+    assert (found.images, found.tries) == (0, 0)
+    assert "nothing is tested" in sandwich_text(found)[0]
+    found = held([row("a", "l2", 0, 0.0, 0.0, (0, 100, 0))], [1.5])
+    assert found.tries == 0
+    assert not found.holds
+    assert "CONTRADICTED" in sandwich_text(found)[0]
+
+
+def test_an_answer_that_is_not_sure_enough_for_all_attempts_is_told() -> None:
+    rows = [row("a", "l2", 0, 1.0, 1.0, (32, 68, 0)), *(row("a", "l2", 1, 3.0, 3.0, (100, 0, 0)) for _ in range(99))]
+    found = held(rows, [1.5, 1.5])
+    assert found.holds
+    assert (found.tries, found.undecided, found.unsure) == (1, 0, 1)
+    assert "1 answered otherwise, which may be chance" in sandwich_text(found)[0]
+
+
+@pytest.mark.parametrize(("votes", "tries"), [(17, 0), (18, 1)])
+def test_votes_too_few_to_contradict_are_no_tries(votes: int, tries: int) -> None:
+    rows = [{**row("a", "l2", 0, 1.0, 1.0, (0, votes, 0)), "draws": votes}]
+    rows += [row("a", "l2", 1, 3.0, 3.0, (100, 0, 0)) for _ in range(999)]
+    found = held(rows, [1.5, 1.5])
+    assert found.needed == 18
+    assert (found.tries, found.mute, found.holds) == (tries, 1 - tries, not tries)
+    assert ("too few votes to contradict (it takes 18): nothing is tested" in sandwich_text(found)[0]) == (not tries)
 
 
 def test_allowed_is_the_least_number_that_chance_exceeds_with_beta_at_most() -> None:

@@ -108,6 +108,12 @@ def test_sound_noise_sees_attacked_images_of_eight_bits() -> None:
     kept = attempts_of(job, resolved, "pgd")["pixels"].drop_null().to_pylist()
     levels = np.stack([np.frombuffer(pixels, "<f4") for pixels in kept]) * 255
     assert np.abs(levels - np.round(levels)).max() < 1e-4
+    # Distances are those of the levels, to the last digits: radii are held to them.
+    job, resolved = job_of({"linf": {**PGD, "norm": "linf", "sizes": [4 / 255]}}, noise=job.count.noise.model_dump())
+    table = attempts_of(job, resolved, "linf")
+    steps = 255 * table["linf"].to_numpy()
+    assert steps.max() == pytest.approx(4, rel=1e-12)
+    assert steps == pytest.approx(np.round(steps), rel=1e-12)
 
 
 def test_what_becomes_of_an_image_does_not_depend_on_its_shard() -> None:
