@@ -6,6 +6,7 @@ made on another network or a search without gradients break images that the whit
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ from orchestrator.attacking.robustness import Attacked
 from workers.attack_settings import GRADIENT_DRAWS, Attack, ProjectedGradient, Square
 
 #: Chance that a masking check finds something where nothing beats the white-box attack, all comparisons together.
-_LEVEL = 0.01
+LEVEL = 0.01
 
 
 #: Settings of a white-box attack that say how much it tries.
@@ -82,7 +83,12 @@ def masking_check(attacked: Attacked) -> list[Comparison]:
                     pairs.append((min(having, key=lambda name: _left(attacked, name, size)), other, size))
     # Attacks that were begun and have no image in common yet show nothing.
     pairs = [pair for pair in sorted(pairs) if len(_both(attacked, *pair[:2])[0])]
-    return [_compared(attacked, *pair, level=_LEVEL / len(pairs)) for pair in pairs]
+    return [_compared(attacked, *pair, level=LEVEL / len(pairs)) for pair in pairs]
+
+
+def fewest_images(comparisons: int) -> int:
+    """Of which one of so many comparisons could find anything: all of them broken by the other attack alone."""
+    return math.ceil(math.log2(comparisons / LEVEL))
 
 
 def _both(attacked: Attacked, one: str, other: str) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

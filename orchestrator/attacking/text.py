@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from orchestrator.attacking.masking import Comparison
+from orchestrator.attacking.masking import Comparison, fewest_images
 from orchestrator.attacking.robustness import Attacked
 from orchestrator.attacking.sandwich import Sandwich
 from orchestrator.numerals import NORMS, percent, percent_up, radius_text
@@ -128,4 +128,7 @@ def masking_text(check: Sequence[Comparison]) -> str:
     if stronger:
         whom = ", ".join(dict.fromkeys(one.white_box for one in check if one.beats))
         return f"GRADIENTS MAY BE MASKED, or {whom} be too weak; stronger: {'; '.join(stronger)}"
-    return f"gradient masking: no sign; none of {len(check)} comparisons beats its white-box attack"
+    fewest = fewest_images(len(check))
+    blind = sum(one.images < fewest for one in check)
+    silent = f"; {blind} of them on fewer than {fewest} images, too few to find any" if blind else ""
+    return f"gradient masking: no sign; none of {len(check)} comparisons beats its white-box attack{silent}"

@@ -238,6 +238,17 @@ def test_what_beats_the_white_box_attack_is_told() -> None:
     assert masking_text([one]).startswith("GRADIENTS MAY BE MASKED, or pgd be too weak; stronger: square")
 
 
+@pytest.mark.parametrize("images", [6, 7])
+def test_comparisons_on_too_few_images_to_find_anything_say_so(images: int) -> None:
+    square = Square(kind="square", norm="l2", sizes=(1.0,))
+    (most,) = masking_check(
+        attacked_of(standings(pgd=[True] * images, square=[False] * images), pgd=PGD, square=square)
+    )
+    assert most.beats == (images == 7)
+    none = masking_check(attacked_of(standings(pgd=[True] * images, square=[True] * images), pgd=PGD, square=square))
+    assert ("on fewer than 7 images, too few" in masking_text(none)) == (images == 6)
+
+
 def test_equally_strong_attacks_beat_none_but_by_chance() -> None:
     square = Square(kind="square", norm="l2", sizes=(1.0,))
     random = np.random.default_rng(1)
