@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections import defaultdict
 from collections.abc import Iterator
@@ -179,7 +178,7 @@ def tables_of(store: Store) -> list[Found]:
     objects: dict[tuple[str, str, int | None], list[int]] = defaultdict(list)
     for name, key in _keys(store):
         try:
-            file = pq.ParquetFile(io.BytesIO(store.read(key)))
+            file = pq.ParquetFile(pa.BufferReader(store.read(key)))
             version = json.loads((file.metadata.metadata or {}).get(tables.METADATA_KEY, b"{}")).get("schema_version")
         except (pa.ArrowException, OSError, ValueError, AttributeError) as error:
             raise RunError(f"{store.uri}/{key} is damaged: {one_line(error)}") from error

@@ -375,7 +375,8 @@ def published_attacks(store: Store) -> Attacked | None:
     where = f"{store.uri}/{folder}{layout.ROBUSTNESS}"
     try:
         curves, attempts = (
-            pq.read_table(io.BytesIO(store.read(folder + key))) for key in (layout.ROBUSTNESS, layout.ATTEMPTS)
+            pq.ParquetFile(pa.BufferReader(store.read(folder + key))).read(use_threads=False)
+            for key in (layout.ROBUSTNESS, layout.ATTEMPTS)
         )
         metadata = json.loads(curves.schema.metadata[_METADATA_KEY])
         if metadata["schema_version"] > SCHEMA_VERSION:

@@ -228,7 +228,7 @@ def _encode(imported: Imported) -> bytes:
 
 def _decode(content: bytes) -> Imported | None:
     """The inverse; None where it is of a newer version."""
-    table = pq.read_table(io.BytesIO(content))
+    table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
     values = json.loads((table.schema.metadata or {})[METADATA_KEY])
     if values["schema_version"] > SCHEMA_VERSION:
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -241,7 +240,8 @@ def published(store: Store, *, partial: bool = False) -> Reduced | None:
     except ObjectMissing:
         return None
     try:
-        curves = pq.read_table(io.BytesIO(content))
+        # Not by read_table: its threads may let go of the content when Python is ending, which aborts the process.
+        curves = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
         metadata = json.loads(curves.schema.metadata[METADATA_KEY])
         version = metadata["schema_version"]
         if not isinstance(version, int):
@@ -265,7 +265,7 @@ def read_certificates(
     """
     key = (layout.PARTIAL if partial else "") + layout.CERTIFICATES
     try:
-        file = pq.ParquetFile(io.BytesIO(store.read(key)), read_dictionary=["certificate", "protocol", "norm"])
+        file = pq.ParquetFile(pa.BufferReader(store.read(key)), read_dictionary=["certificate", "protocol", "norm"])
         if file.metadata.metadata.get(METADATA_KEY) == reduced.curves.schema.metadata[METADATA_KEY]:
             return file.read(columns)
     except (ObjectMissing, pa.ArrowException, OSError) as error:

@@ -53,7 +53,7 @@ def encode(epochs: Sequence[Epoch], training_sha256: str) -> bytes:
 def decode(content: bytes) -> tuple[tuple[Epoch, ...], str]:
     """Epochs and the digest of their training's settings. Raises NewerVersion, or ValueError: this is no such table."""
     try:
-        table = pq.read_table(io.BytesIO(content))
+        table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
         metadata = json.loads((table.schema.metadata or {})[_METADATA_KEY])
         if metadata.get("schema_version", SCHEMA_VERSION) > SCHEMA_VERSION:
             raise sealed.NewerVersion("written by a newer version")

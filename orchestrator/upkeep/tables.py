@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections.abc import Iterator
@@ -92,7 +91,7 @@ def open_published(store: Store, plan: Plan, folder: str, found: Findings) -> Pu
         if reduced is None:
             return None  # a reduce that was interrupted leaves certificates without curves
     try:
-        file = pq.ParquetFile(io.BytesIO(store.read(certificates)))
+        file = pq.ParquetFile(pa.BufferReader(store.read(certificates)))
         if not file.schema_arrow.equals(CERTIFICATES_SCHEMA):
             raise ValueError("its columns are not those of certificates")
         metadata = (file.metadata.metadata or {})[METADATA_KEY]
