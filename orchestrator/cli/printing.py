@@ -218,6 +218,12 @@ def print_table1(rows: Any, spec: Any) -> None:
         console.print(sentence, highlight=False)
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Raise BrokenPipeError, which commands tell as of anything else they print; rich would exit with 1, a bug."""
+        raise
+
+
 def _console() -> Console:
     # Piped, a table is not cut to the width of a terminal that is not there.
-    return Console() if sys.stdout.isatty() else Console(width=160)
+    return _Console() if sys.stdout.isatty() else _Console(width=160)

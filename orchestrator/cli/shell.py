@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from orchestrator.spec import Spec
 
 EXIT_BUG, EXIT_USAGE, EXIT_INCOMPLETE, EXIT_DAMAGED, EXIT_INTERRUPTED = 1, 2, 3, 4, 130
+#: Nobody reads standard output any more, such as after `| head`: as of a process that SIGPIPE ended.
+EXIT_UNREAD = 141
 
 
 def command(function: Callable[..., int | None]) -> Callable[..., None]:
@@ -32,6 +35,7 @@ def command(function: Callable[..., int | None]) -> Callable[..., None]:
         signal.signal(signal.SIGTERM, _interrupt)
         try:
             code = function(**arguments) or 0
+            sys.stdout.flush()
         except (WorkersError, TrainingError) as error:
             say(f"error: {error}")
             code = EXIT_INCOMPLETE
@@ -44,6 +48,8 @@ def command(function: Callable[..., int | None]) -> Callable[..., None]:
         except click.ClickException:
             raise
         except Exception as error:
+            if isinstance(error, BrokenPipeError) and _unread():
+                sys.exit(EXIT_UNREAD)
             if os.environ.get("STN_TRACEBACK"):
                 raise
             say(f"internal error: {type(error).__name__}: {error} (STN_TRACEBACK=1 shows where)")
@@ -79,6 +85,17 @@ def _told() -> Iterator[None]:
         where = f" (see `{error.ctx.command_path} --help`)" if error.ctx else ""
         say(f"error: {error.format_message().rstrip('.')}{where}")
         sys.exit(EXIT_USAGE)
+
+
+def _unread() -> bool:
+    """Whether standard output is a pipe that nobody reads; what is left for it is then dropped, so that it is not
+    tried, and told of, once more when Python ends."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _interrupt(*_: object) -> None:
