@@ -165,7 +165,10 @@ def _dataset(answers: Answers) -> list[str]:
     if usual.every > 1:
         of = f"{usual.images:,}".replace(",", " ")
         lines.append(f"  every: {usual.every} # every {usual.every}th of {of} images; 1: all of them")
-    lines.append("  # limit: 50 # of these, the first 50 alone: for a first try")
+    if answers.data == "folder":  # by class: the first ones would all be of one
+        lines.append("  # every: 10 # every 10th of these alone, over all classes: for a first try")
+    else:
+        lines.append("  # limit: 50 # of these, the first 50 alone: for a first try")
     return lines
 
 
@@ -216,6 +219,8 @@ def _model(answers: Answers) -> list[str]:
     if answers.checkpoint is not None:
         use = "`stn train` writes it, `stn certify` reads it" if answers.train else "a state dict; nothing in it is run"
         lines.append(f"  checkpoint: {scalar(answers.checkpoint)} # {use}")
+    elif ":" in answers.model:
+        lines.append("  # checkpoint: weights.pt # a state dict; without it, the weights are those that the code makes")
     # A program that was exported has whatever it needs inside.
     normalization = "normalization: {mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}"
     if answers.weights is None and not _own(answers.model) and ":" not in answers.model and answers.model != "exported":

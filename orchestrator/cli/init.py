@@ -96,6 +96,8 @@ def init(
             weights = _answer(None, "--weights", "Which of torchvision's weights", "DEFAULT")
     elif not (train or checkpoint or weights) and ":" not in model:
         raise SpecError("--checkpoint or --weights is missing: without --train, where do the weights come from?")
+    if ":" in model and asking() and not (train or checkpoint or weights):
+        checkpoint = _answer(None, "--checkpoint", "File of its weights (empty: the code makes them)", "") or None
     if train and data == "folder":
         train_path = _answer(train_path, "--train-path", "Folder of the images to train on", None)
     name = file.stem if file.stem.isprintable() else "mine"
@@ -135,7 +137,7 @@ def _answer(given: Any, flag: str, question: str, usual: Any, kind: Any = None) 
         return given
     if asking():
         try:
-            said = click.prompt(question, default=usual, type=kind, err=True)
+            said = click.prompt(question, default=usual, show_default=usual != "", type=kind, err=True)
         except click.Abort:
             raise KeyboardInterrupt from None
         if isinstance(said, str) and not said.isprintable():

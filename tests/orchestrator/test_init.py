@@ -274,6 +274,27 @@ def test_a_person_is_asked_for_what_no_option_says(monkeypatch: pytest.MonkeyPat
     assert (spec.noise.model_dump()["sigma"], spec.sampling.draws, spec.store.run) == (0.5, 500, "runs/x")
 
 
+@pytest.mark.parametrize(("answer", "checkpoint"), [("mine.pt", Path("mine.pt")), ("", None)])
+def test_a_person_with_code_of_their_own_is_asked_for_its_weights(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, answer: str, checkpoint: Path | None
+) -> None:
+    """Who has some and is not asked would certify a network that was never trained."""
+    monkeypatch.setattr(sys.modules["orchestrator.cli.init"], "asking", lambda: True)
+    folder(tmp_path / "images")
+    result = init("my.yaml", "--data", "folder", "--path", "images", "--model", "mine:make", said=f"{answer}\n\n\n\n")
+    assert result.exit_code == 0, result.output
+    assert "File of its weights (empty: the code makes them):" in result.stderr
+    assert load_spec(Path("my.yaml")).model.checkpoint == checkpoint
+    assert ("# checkpoint: weights.pt" in Path("my.yaml").read_text()) == (checkpoint is None)
+
+
+def test_a_first_try_of_a_folder_is_of_all_its_classes() -> None:
+    """Images of a folder come by class: the first 50 may all be of one."""
+    assert "# limit:" not in starter_spec(usual("folder", "checkpoint"))
+    assert "# every: 10 " in starter_spec(usual("folder", "checkpoint"))
+    assert "# limit: 50 " in starter_spec(usual("cifar10", "checkpoint"))
+
+
 def test_it_really_asks_on_a_terminal(tmp_path: Path) -> None:
     """A terminal of its own, at which return is pressed at every question."""
     here, there = pty.openpty()
