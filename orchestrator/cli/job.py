@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from pathlib import Path
 
 import click
@@ -148,4 +149,6 @@ def certify(
     for shard, reason in result.given_up.items():
         say(f"shard {shard} was given up: {reason}")
     say(result.summary.lacking)
+    if result.summary.failed:
+        say(f"why images failed: stn status {shlex.quote(result.run)}")
     return EXIT_INCOMPLETE

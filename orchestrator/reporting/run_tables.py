@@ -85,11 +85,12 @@ def facts(run: ReportedRun) -> list[tuple[str, str]]:
         f"{name} = {value:g}" if isinstance(value, float) else f"{name} = {value}"
         for name, value in spec.noise.model_dump(exclude={"kind"}).items()
     )
+    every = f", 1 image in {spec.dataset.every}" if spec.dataset.every > 1 else ""
     return [
         ("images", f"{summary.images}: {summary.counted} counted, {summary.failed} failed, {summary.missing} missing"),
         ("accuracy of the majority of votes", percent(summary.majority_correct / summary.images)),
         ("draws without a vote (NaN), with a tie", f"{summary.invalid_votes}, {ties(summary)}"),
-        ("data set", f"{spec.dataset.kind}, every {spec.dataset.every}, sha-256 {plan.dataset_sha256[:16]}…"),
+        ("data set", f"{spec.dataset.kind}{every}, sha-256 {plan.dataset_sha256[:16]}…"),
         ("model", f"{spec.model.name}, weights sha-256 {plan.model_sha256[:16]}…"),
         ("noise", f"{spec.noise.kind}, {noise}, seed {spec.sampling.seed}"),
         ("draws", f"{draws_of(run)} for estimation, n0 = {spec.sampling.selection_draws} for selection"),

@@ -4,7 +4,9 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +25,8 @@ from stn_core import interval_variates
 from tests.networks import tiny
 from tests.orchestrator.runs import MadeRun, mnist_spec
 from workers import layout
+
+ROOT = Path(__file__).parents[2]
 
 COMMANDS = (
     *("init", "train", "plan", "certify", "attack", "submit", "sweep", "paper", "status", "reduce", "report"),
@@ -547,7 +551,23 @@ def test_a_run_of_failed_images_is_never_called_complete(with_failures: MadeRun,
         result = stn("certify", "failures.yaml")
         assert result.exit_code == 3
         assert "6 counted, 2 failed, 0 missing" in result.stderr
+        assert f"why images failed: stn status {shlex.quote(root)}" in result.stderr
         assert "already complete" not in result.stdout
+
+
+@pytest.mark.parametrize("arguments", [("schema",), ("status", "{run}"), ("reduce", "{run}")])
+def test_output_that_nobody_reads_is_no_bug(whole: Path, arguments: tuple[str, ...]) -> None:
+    """As before `| head`: quietly, and with the exit code of a process that SIGPIPE ended."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "orchestrator.cli", *(each.format(run=whole) for each in arguments)],
+        stdout=writer, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        timeout=120, check=False,
+    )  # fmt: skip
+    os.close(writer)
+    assert done.returncode == 141
+    assert all(line.startswith("reducing: ") for line in done.stderr.splitlines()), done.stderr
 
 
 # --- Bad input -----------------------------------------------------------------------------------------------------

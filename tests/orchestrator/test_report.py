@@ -224,6 +224,7 @@ def test_a_whole_data_set_has_no_table_of_a_population(with_failures: MadeRun, t
 def test_the_facts_say_what_was_certified(partial: ReportedRun) -> None:
     found = dict(facts(partial))
     assert found["images"] == "20: 12 counted, 0 failed, 8 missing"
+    assert found["data set"].startswith("mnist, sha-256 ")
     assert found["noise"] == "gaussian, sigma = 0.2, sampler = plain, seed 1"
     assert found["draws"] == "n = 64 for estimation, n0 = 16 for selection"
     assert found["draws without a vote (NaN), with a tie"] == "0, 0"
@@ -255,6 +256,12 @@ def test_the_facts_name_the_noise_with_all_its_parameters(
         assert f"{certificate}: {CERTIFICATES[certificate].source}" in found["certificates"]
     assert set(steps) == set(run.reduced.view.lines)
     assert found["noise"] in page(run)
+
+
+def test_the_facts_say_which_part_of_the_data_set(tmp_path: Path) -> None:
+    plan = plan_of(dataset={"kind": "digits", "every": 3})
+    run, _ = reported(invented(plan, sure=0.3), tmp_path, VIEW)
+    assert dict(facts(run))["data set"].startswith("digits, 1 image in 3, sha-256 ")
 
 
 def test_the_facts_name_interval_ties_and_beta(of_a_part: MadeRun, tmp_path: Path) -> None:
